@@ -1,0 +1,1 @@
+//! Holds no code: the claims are the test targets beside this file.

@@ -1,0 +1,29 @@
+//! Proves that the crates depend on each other as ARCHITECTURE.md draws them, and on nothing else.
+
+use cargo_metadata::MetadataCommand;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Every arrow between two of our crates that may exist.
+const ARROWS: &[(&str, &[&str])] =
+    &[("refrain-store", &[]), ("refrain-index", &[]), ("refrain", &[]), ("refrain-tests", &[])];
+
+#[test]
+fn crates_depend_only_along_the_drawn_arrows() {
+    let metadata = MetadataCommand::new().no_deps().exec().unwrap();
+    let allowed: BTreeMap<_, BTreeSet<_>> = ARROWS
+        .iter()
+        .map(|(from, to)| (*from, to.iter().copied().collect::<BTreeSet<_>>()))
+        .collect();
+    let members: BTreeSet<_> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(members, allowed.keys().copied().collect(), "a crate has no row in ARROWS");
+    for package in &metadata.packages {
+        let arrows: BTreeSet<_> = package
+            .dependencies
+            .iter()
+            .map(|d| d.name.as_str())
+            .filter(|name| members.contains(name))
+            .collect();
+        let extra: Vec<_> = arrows.difference(&allowed[package.name.as_str()]).collect();
+        assert!(extra.is_empty(), "{} may not depend on {extra:?}", package.name);
+    }
+}

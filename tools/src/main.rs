@@ -1,0 +1,105 @@
+//! The command line of Refrain.
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use refrain::trace;
+use refrain::workload::Workload;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+/// Refrain: a disk-backed KV-cache store with prefix reuse for LLM inference.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a seeded synthetic trace: users, system prompts, documents, conversations
+    Workload {
+        /// File to write; `-` is standard output
+        #[arg(short, long, default_value = "-")]
+        out: PathBuf,
+        #[arg(long, default_value_t = 2000)]
+        requests: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Tokens of a block
+        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+        block_tokens: u64,
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+        users: u64,
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+        system_prompts: u64,
+        /// Share of input tokens that an unlimited cache would serve; the default is DeepSeek's
+        #[arg(long, default_value_t = 0.563, value_parser = share)]
+        hit_rate: f64,
+    },
+    /// Say what an unlimited cache would reach on a trace: the bound of every replay
+    Ideal {
+        /// JSON Lines, gzip'd or plain, with `hash_ids` or `hash_runs`
+        trace: PathBuf,
+        /// Tokens of a block
+        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+        block_tokens: u64,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions
+    Completions { shell: clap_complete::Shell },
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("give a share from 0 to 1".into()) }
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Workload {
+            out,
+            requests,
+            seed,
+            block_tokens,
+            users,
+            system_prompts,
+            hit_rate,
+        } => {
+            let workload =
+                Workload { requests, seed, block_tokens, users, system_prompts, hit_rate };
+            if out.as_os_str() == "-" {
+                return Ok(workload.write(&mut io::stdout().lock())?);
+            }
+            let file = File::create(&out).with_context(|| format!("create {}", out.display()))?;
+            workload
+                .write(&mut BufWriter::new(file))
+                .with_context(|| format!("write {}", out.display()))
+        }
+        Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn ideal(path: &std::path::Path, block_tokens: u64, json: bool) -> Result<()> {
+    let named = || format!("{}", path.display());
+    let requests = trace::read(path, block_tokens).with_context(named)?;
+    let ideal = trace::ideal(requests, block_tokens).with_context(named)?;
+    let mut out = io::stdout().lock();
+    if json {
+        let mut value = serde_json::to_value(ideal)?;
+        value["token_hit_rate"] = ideal.token_hit_rate().into();
+        writeln!(out, "{value}")?;
+    } else {
+        writeln!(out, "requests        {}", ideal.requests)?;
+        writeln!(out, "input tokens    {}", ideal.input_tokens)?;
+        writeln!(out, "unique blocks   {}", ideal.unique_blocks)?;
+        writeln!(out, "token hit rate  {:.1} %", 100.0 * ideal.token_hit_rate())?;
+    }
+    Ok(())
+}
