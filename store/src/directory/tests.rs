@@ -1,0 +1,84 @@
+//! Proves that a directory comes back as it was made, belongs to one sidecar at a time, and is
+//! refused when it is not whole.
+
+use super::*;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+const NEW: NewStore = NewStore { segment_bytes: 1 << 26, capacity_bytes: 1 << 30 };
+
+fn parent() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn reopened_directory_keeps_its_identity_and_first_settings() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    let made = *Directory::open(&path, NEW).unwrap().superblock();
+    let other = NewStore { segment_bytes: 1 << 27, ..NEW };
+    assert_eq!(*Directory::open(&path, other).unwrap().superblock(), made);
+    assert_eq!(made.segment_bytes, NEW.segment_bytes);
+}
+
+#[test]
+fn a_second_holder_is_refused_with_the_name_of_the_first() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    let first = Directory::open(&path, NEW).unwrap();
+    let refused = Directory::open(&path, NEW).unwrap_err();
+    let named = format!("process {}", std::process::id());
+    assert!(matches!(&refused, DirectoryError::InUse { holder, .. } if *holder == named));
+    drop(first);
+    Directory::open(&path, NEW).unwrap();
+}
+
+#[test]
+fn two_stores_have_two_identities() {
+    let parent = parent();
+    let open = |name| *Directory::open(&parent.path().join(name), NEW).unwrap().superblock();
+    assert_ne!(open("a").store_id, open("b").store_id);
+}
+
+#[test]
+fn nobody_else_may_look_into_a_store() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    Directory::open(&path, NEW).unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o700);
+    assert_eq!(mode(&path.join("superblock")), 0o600);
+    assert_eq!(mode(&path.join("lock")), 0o600);
+}
+
+#[test]
+fn links_in_the_place_of_our_files_are_refused() {
+    let parent = parent();
+    let (path, target) = (parent.path().join("store"), parent.path().join("target"));
+    Directory::open(&path, NEW).unwrap();
+    std::fs::rename(path.join("superblock"), &target).unwrap();
+    symlink(&target, path.join("superblock")).unwrap();
+    assert!(matches!(Directory::open(&path, NEW), Err(DirectoryError::Open { .. })));
+    symlink(&path, parent.path().join("link")).unwrap();
+    let link = parent.path().join("link");
+    assert!(matches!(Directory::open(&link, NEW), Err(DirectoryError::Open { .. })));
+}
+
+#[test]
+fn a_truncated_superblock_is_refused_and_left_as_it_is() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    Directory::open(&path, NEW).unwrap();
+    std::fs::write(path.join("superblock"), b"short").unwrap();
+    let refused = Directory::open(&path, NEW).unwrap_err();
+    assert!(matches!(refused, DirectoryError::Superblock { source: SuperblockError::Damaged, .. }));
+    assert_eq!(std::fs::read(path.join("superblock")).unwrap(), b"short");
+}
+
+#[test]
+fn capacity_below_one_segment_is_refused() {
+    let parent = parent();
+    let new = NewStore { segment_bytes: 1 << 26, capacity_bytes: 1 << 25 };
+    let refused = Directory::open(&parent.path().join("store"), new).unwrap_err();
+    assert!(matches!(refused, DirectoryError::Capacity { .. }));
+    assert!(!parent.path().join("store").exists());
+}
