@@ -35,6 +35,8 @@ pub enum DirectoryError {
     Read { path: PathBuf, source: io::Error },
     #[error("open store {}", path.display())]
     Superblock { path: PathBuf, source: SuperblockError },
+    #[error("{} holds no store: give the directory of one", path.display())]
+    NoStore { path: PathBuf },
     #[error("capacity of {capacity} bytes does not hold one segment of {segment}")]
     Capacity { capacity: u64, segment: u64 },
 }
@@ -54,7 +56,17 @@ const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
 const FILE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::RDWR);
 
 impl Directory {
-    /// Opens the store at `path`, or makes one of `new`; its parent must exist.
+    /// Opens the store that is at `path`, and makes nothing.
+    pub fn open_existing(path: &Path) -> Result<Self, DirectoryError> {
+        let (handle, lock) = enter(path)?;
+        match read_superblock(path, &handle)? {
+            Some(superblock) => Ok(Self { path: path.into(), superblock, handle, _lock: lock }),
+            None => Err(DirectoryError::NoStore { path: path.into() }),
+        }
+    }
+
+    /// Opens the store at `path`, or makes one of `new`; its parent must exist. A store that is
+    /// there takes the capacity of `new` and keeps its segment size.
     pub fn open(path: &Path, new: NewStore) -> Result<Self, DirectoryError> {
         if new.segment_bytes == 0 || new.capacity_bytes < new.segment_bytes {
             let (capacity, segment) = (new.capacity_bytes, new.segment_bytes);
@@ -67,11 +79,11 @@ impl Directory {
                 return Err(DirectoryError::Create { path, source });
             }
         }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let handle = fs::open(path, flags, Mode::empty())
-            .map_err(|errno| DirectoryError::Open { path: path.into(), source: errno.into() })?;
-        let lock = lock(path, &handle)?;
-        let superblock = open_superblock(path, &handle, new)?;
+        let (handle, lock) = enter(path)?;
+        let superblock = match read_superblock(path, &handle)? {
+            Some(superblock) => resize(path, &handle, superblock, new)?,
+            None => make(path, &handle, new)?,
+        };
         Ok(Self { path: path.into(), superblock, handle, _lock: lock })
     }
 
@@ -111,37 +123,64 @@ fn lock(path: &Path, handle: &OwnedFd) -> Result<File, DirectoryError> {
     Ok(file)
 }
 
-fn open_superblock(
-    path: &Path,
-    handle: &OwnedFd,
-    new: NewStore,
-) -> Result<Superblock, DirectoryError> {
+fn enter(path: &Path) -> Result<(OwnedFd, File), DirectoryError> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = fs::open(path, flags, Mode::empty())
+        .map_err(|errno| DirectoryError::Open { path: path.into(), source: errno.into() })?;
+    let lock = lock(path, &handle)?;
+    Ok((handle, lock))
+}
+
+fn read_superblock(path: &Path, handle: &OwnedFd) -> Result<Option<Superblock>, DirectoryError> {
     let name = path.join("superblock");
     match fs::openat(handle, "superblock", FILE_FLAGS, Mode::empty()) {
         Ok(file) => {
             let mut bytes = Vec::new();
             let read = |source| DirectoryError::Read { path: name.clone(), source };
             File::from(file).take(1 << 16).read_to_end(&mut bytes).map_err(read)?;
-            Superblock::decode(&bytes)
+            let superblock = Superblock::decode(&bytes);
+            superblock
+                .map(Some)
                 .map_err(|source| DirectoryError::Superblock { path: path.into(), source })
         }
-        Err(Errno::NOENT) => {
-            let superblock = Superblock {
-                store_id: random_id(),
-                segment_bytes: new.segment_bytes,
-                capacity_bytes: new.capacity_bytes,
-                sequence: 1,
-            };
-            create_superblock(handle, &superblock)
-                .map_err(|source| DirectoryError::Write { path: name, source })?;
-            Ok(superblock)
-        }
+        Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(DirectoryError::Open { path: name, source: errno.into() }),
     }
 }
 
+fn make(path: &Path, handle: &OwnedFd, new: NewStore) -> Result<Superblock, DirectoryError> {
+    let superblock = Superblock {
+        store_id: random_id(),
+        segment_bytes: new.segment_bytes,
+        capacity_bytes: new.capacity_bytes,
+        sequence: 1,
+    };
+    create_superblock(handle, &superblock)
+        .map_err(|source| DirectoryError::Write { path: path.join("superblock"), source })?;
+    Ok(superblock)
+}
+
+fn resize(
+    path: &Path,
+    handle: &OwnedFd,
+    old: Superblock,
+    new: NewStore,
+) -> Result<Superblock, DirectoryError> {
+    let (capacity, segment) = (new.capacity_bytes, old.segment_bytes);
+    if capacity < segment {
+        return Err(DirectoryError::Capacity { capacity, segment });
+    }
+    if capacity == old.capacity_bytes {
+        return Ok(old);
+    }
+    let superblock = Superblock { capacity_bytes: capacity, sequence: old.sequence + 1, ..old };
+    create_superblock(handle, &superblock)
+        .map_err(|source| DirectoryError::Write { path: path.join("superblock"), source })?;
+    Ok(superblock)
+}
+
 /// Written under another name, synced, renamed, and the directory synced: a crash leaves no
-/// superblock, and thus an empty directory to start over with, or a whole one.
+/// superblock, and thus an empty directory to start over with, or a whole one, old or new.
 fn create_superblock(handle: &OwnedFd, superblock: &Superblock) -> io::Result<()> {
     const NEW: &str = "superblock.new";
     let flags = FILE_FLAGS | OFlags::CREATE | OFlags::TRUNC;

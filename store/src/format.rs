@@ -4,15 +4,15 @@
 //! so that a misdirected write cannot vouch for itself, and holds the checksums of the stripes, so
 //! that a stripe cannot vouch for itself either.
 
-use crate::geometry::{Generation, HEADER_SIZE, PAGE_SIZE, RecordAddress, SegmentId, page_aligned};
+use crate::geometry::{
+    Generation, HEADER_SIZE, PAGE_SIZE, RecordAddress, STRIPES_MAX, SegmentId, page_aligned,
+};
 use thiserror::Error;
 
 /// First bytes of every record header.
 pub const MAGIC: [u8; 8] = *b"REFRAINR";
 /// The version written; every version up to it is read.
 pub const VERSION: u32 = 1;
-/// Stripes that fit into one header: 256 + 128 x 24 bytes leave room for the checksum.
-pub const STRIPES_MAX: usize = 128;
 
 const STRIPE_TABLE: usize = 256;
 const STRIPE_ENTRY: usize = 24;
@@ -50,11 +50,13 @@ pub struct RecordHeader {
     pub position: u32,
     /// Bytes from the start of the first stripe to the end of the last.
     pub payload_length: u64,
+    /// Set by a repair: the record keeps its place in the segment and no longer counts.
+    pub withdrawn: bool,
     pub stripes: Vec<Stripe>,
 }
 
 /// Why bytes are not a record header, or not one that can be written.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HeaderError {
     #[error("read record header: no magic")]
@@ -69,6 +71,8 @@ pub enum HeaderError {
     StripeRange { index: usize, offset: u64, length: u64 },
     #[error("payload of {declared} bytes declared, stripes end at {end}")]
     PayloadLength { declared: u64, end: u64 },
+    #[error("record header has unknown flags {flags:#x}")]
+    Flags { flags: u32 },
     #[error("record at byte {offset} is not on a 4 KiB boundary")]
     Unaligned { offset: u64 },
 }
@@ -100,6 +104,7 @@ impl RecordHeader {
         out.put(&self.position.to_le_bytes());
         let count = u32::try_from(self.stripes.len()).expect("checked: at most STRIPES_MAX");
         out.put(&count.to_le_bytes());
+        out.put(&u32::from(self.withdrawn).to_le_bytes());
         out.at = STRIPE_TABLE;
         for stripe in &self.stripes {
             out.put(&stripe.offset.to_le_bytes());
@@ -139,6 +144,10 @@ impl RecordHeader {
         if count > STRIPES_MAX {
             return Err(HeaderError::StripeCount { count });
         }
+        let flags = input.u32();
+        if flags > 1 {
+            return Err(HeaderError::Flags { flags });
+        }
         input.at = STRIPE_TABLE;
         let stripes = (0..count)
             .map(|_| Stripe { offset: input.u64(), length: input.u64(), checksum: input.u64() })
@@ -154,6 +163,7 @@ impl RecordHeader {
             epoch,
             position,
             payload_length,
+            withdrawn: flags == 1,
             stripes,
         };
         header.check()?;
@@ -162,8 +172,12 @@ impl RecordHeader {
 
     /// Bytes that the record takes on disk, header and padding included.
     pub fn stored_length(&self) -> u64 {
-        let payload = page_aligned(self.payload_length).expect("checked: far below 2^64");
-        HEADER_SIZE + payload
+        crate::geometry::stored_length(self.payload_length)
+    }
+
+    /// The checksum that stands at the end of an encoded header.
+    pub fn checksum_of(bytes: &HeaderBytes) -> u64 {
+        u64::from_le_bytes(Reader { bytes, at: CHECKSUM }.array())
     }
 
     fn check(&self) -> Result<(), HeaderError> {

@@ -11,7 +11,7 @@ fn parent() -> tempfile::TempDir {
 }
 
 #[test]
-fn reopened_directory_keeps_its_identity_and_first_settings() {
+fn reopened_directory_keeps_its_identity_and_segment_size() {
     let parent = parent();
     let path = parent.path().join("store");
     let made = *Directory::open(&path, NEW).unwrap().superblock();
@@ -81,4 +81,24 @@ fn capacity_below_one_segment_is_refused() {
     let refused = Directory::open(&parent.path().join("store"), new).unwrap_err();
     assert!(matches!(refused, DirectoryError::Capacity { .. }));
     assert!(!parent.path().join("store").exists());
+}
+
+#[test]
+fn a_new_capacity_is_taken_and_counted() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    let made = *Directory::open(&path, NEW).unwrap().superblock();
+    let larger = NewStore { capacity_bytes: 1 << 31, ..NEW };
+    let resized = *Directory::open(&path, larger).unwrap().superblock();
+    assert_eq!((resized.capacity_bytes, resized.sequence), (1 << 31, 2));
+    assert_eq!(resized.store_id, made.store_id);
+    assert_eq!(*Directory::open_existing(&path).unwrap().superblock(), resized);
+}
+
+#[test]
+fn a_directory_without_a_store_is_not_made_one_by_looking() {
+    let parent = parent();
+    let opened = Directory::open_existing(parent.path());
+    assert!(matches!(opened, Err(DirectoryError::NoStore { .. })), "{opened:?}");
+    assert!(!parent.path().join("superblock").exists());
 }

@@ -31,6 +31,7 @@ fn header(lengths: &[u64]) -> RecordHeader {
         epoch: 9,
         position: 11,
         payload_length: end,
+        withdrawn: false,
         stripes,
     }
 }

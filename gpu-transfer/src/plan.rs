@@ -1,0 +1,68 @@
+//! Which bytes go where.
+
+/// One contiguous copy, in bytes from the start of either side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copy {
+    pub source: u64,
+    pub target: u64,
+    pub length: u64,
+}
+
+impl Copy {
+    /// Whether `next` goes on where this one ends, on both sides.
+    fn continues_in(&self, next: &Self) -> bool {
+        self.source.checked_add(self.length) == Some(next.source)
+            && self.target.checked_add(self.length) == Some(next.target)
+            && self.length.checked_add(next.length).is_some()
+    }
+}
+
+/// Copies in the order in which they are to be made.
+///
+/// The order is kept because a load's early layers must arrive first; a copy that continues the one
+/// before it is merged into that one, because what an engine pays for is the number of copies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    copies: Vec<Copy>,
+}
+
+impl Plan {
+    pub fn push(&mut self, copy: Copy) {
+        if copy.length == 0 {
+            return;
+        }
+        match self.copies.last_mut() {
+            Some(last) if last.continues_in(&copy) => last.length += copy.length,
+            Some(_) | None => self.copies.push(copy),
+        }
+    }
+
+    pub fn copies(&self) -> &[Copy] {
+        &self.copies
+    }
+
+    /// The way back: what a save gathers is what a load scatters.
+    pub fn reversed(&self) -> Self {
+        let back = |copy: &Copy| Copy { source: copy.target, target: copy.source, ..*copy };
+        Self { copies: self.copies.iter().map(back).collect() }
+    }
+}
+
+impl Extend<Copy> for Plan {
+    fn extend<I: IntoIterator<Item = Copy>>(&mut self, copies: I) {
+        for copy in copies {
+            self.push(copy);
+        }
+    }
+}
+
+impl FromIterator<Copy> for Plan {
+    fn from_iter<I: IntoIterator<Item = Copy>>(copies: I) -> Self {
+        let mut plan = Self::default();
+        plan.extend(copies);
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests;

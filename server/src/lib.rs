@@ -1,0 +1,1 @@
+//! The sidecar: joins store and index, and serves them over gRPC.

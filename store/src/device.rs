@@ -1,0 +1,84 @@
+//! The seam to a disk: operations in, completions out. The engine knows nothing else of it.
+
+use crate::arena::Region;
+use rustix::io::Errno;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Names one operation in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId(pub u32);
+
+/// An operation on one file; files are numbered as they were given to the device.
+///
+/// The device holds the region, and so the memory, until it reports the completion, whoever has
+/// gone away meanwhile.
+#[derive(Clone, Debug)]
+pub enum DeviceOp {
+    Read { file: u32, offset: u64, region: Region },
+    Write { file: u32, offset: u64, region: Region },
+    Sync { file: u32 },
+}
+
+impl DeviceOp {
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read { region, .. } | Self::Write { region, .. } => region.length(),
+            Self::Sync { .. } => 0,
+        }
+    }
+}
+
+/// The end of an operation: bytes transferred, which may be fewer than asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    pub op: OpId,
+    pub result: Result<u64, Errno>,
+}
+
+/// A disk, driven by one thread.
+pub trait Device {
+    /// Takes an operation; it may begin at once, or at the next `wait`.
+    fn start(&mut self, op: OpId, operation: DeviceOp);
+
+    /// Sleeps until something completes, somebody wakes it, or `timeout` passes.
+    fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+/// Ends a sleep of `Device::wait` from another thread.
+pub trait Interrupt: Send + Sync {
+    fn interrupt(&self);
+}
+
+/// Wakes a device once for any number of calls between two of its rounds.
+#[derive(Clone)]
+pub struct Waker {
+    interrupt: Arc<dyn Interrupt>,
+    raised: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waker").field("raised", &self.raised).finish_non_exhaustive()
+    }
+}
+
+impl Waker {
+    pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self { interrupt, raised: Arc::new(AtomicBool::new(false)) }
+    }
+
+    pub fn wake(&self) {
+        if !self.raised.swap(true, Ordering::AcqRel) {
+            self.interrupt.interrupt();
+        }
+    }
+
+    /// Called by the device's thread before it looks for work: later calls wake it again.
+    pub fn lower(&self) {
+        self.raised.store(false, Ordering::Release);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}

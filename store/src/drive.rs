@@ -1,0 +1,333 @@
+//! A store directory with its I/O thread: opened, recovered, started, driven through a handle.
+//!
+//! The thread owns the engine and the device. It sleeps in one system call and wakes for
+//! completions or for new work; the handle only queues and never waits.
+
+use crate::arena::{Arena, ArenaError, Mapping};
+use crate::blocking::BlockingDevice;
+use crate::device::{Device, Waker};
+use crate::directory::{Directory, DirectoryError, NewStore};
+use crate::engine::{
+    Append, Durability, Engine, GroupEvent, Limits, RecordRead, SegmentSetup, SegmentState,
+    SegmentStatus, Setup,
+};
+use crate::files::{self, FilesError};
+use crate::geometry::{Generation, RECORDS_START, SegmentId};
+use crate::recover::{self, Scan, ScanError, SegmentProblem};
+use crate::segment::{Entry, SegmentHead};
+use crate::stats::Counters;
+use crate::uring::UringDevice;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+use thiserror::Error;
+
+mod opening;
+
+pub use opening::{KnownSegment, Opening};
+
+/// How the device is driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoEngine {
+    /// io_uring, or the thread pool where it is refused.
+    Auto,
+    /// io_uring, or nothing.
+    Uring,
+    /// The thread pool.
+    Blocking,
+}
+
+/// A drive as it is asked for.
+#[derive(Clone, Debug)]
+pub struct DriveConfig {
+    pub path: PathBuf,
+    /// The hard bound on all segments together.
+    pub capacity_bytes: u64,
+    /// Of a new store; an existing one keeps its own.
+    pub segment_bytes: Option<u64>,
+    pub io_engine: IoEngine,
+    pub durability: Durability,
+}
+
+/// Why a drive does not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error("take memory for headers")]
+    Memory(#[from] ArenaError),
+    #[error("set up io_uring: allow it, or choose another I/O engine")]
+    Uring(#[source] io::Error),
+    #[error("start an I/O thread")]
+    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Segment(#[from] SegmentProblem),
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refused {
+    #[error("drive has as much work as it takes")]
+    Busy,
+    #[error("drive has stopped")]
+    Stopped,
+}
+
+/// What a drive says of itself at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriveStats {
+    pub io_engine: &'static str,
+    pub writable: bool,
+    pub capacity_bytes: u64,
+    pub segment_bytes: u64,
+    pub segments: u32,
+    pub segments_free: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub queued_read_bytes: u64,
+    pub queued_write_bytes: u64,
+    /// 0 until it was measured.
+    pub read_bytes_per_second: u64,
+    pub write_bytes_per_second: u64,
+    pub checksum_failures: u64,
+    pub read_errors: u64,
+    pub write_errors: u64,
+    pub syncs: u64,
+}
+
+/// Requests that wait for the thread; more are refused.
+const QUEUE: usize = 4096;
+/// Memory for headers, segment heads and footers.
+const SCRATCH_BYTES: u64 = 64 << 20;
+
+enum Command {
+    Read(Vec<RecordRead>),
+    Append(Box<Append>),
+    Release(SegmentId),
+    Stop,
+}
+
+/// The handle of a running drive.
+#[derive(Clone)]
+pub struct Drive {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    commands: SyncSender<Command>,
+    waker: Waker,
+    counters: Arc<Counters>,
+    segments: Arc<Mutex<Vec<SegmentStatus>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    io_engine: &'static str,
+    capacity_bytes: u64,
+    segment_bytes: u64,
+    segment_count: u32,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for Drive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drive").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl Drive {
+    /// Queues reads. Their sinks answer, also where the drive stops meanwhile.
+    pub fn read(&self, records: Vec<RecordRead>) -> Result<(), Refused> {
+        self.send(Command::Read(records))
+    }
+
+    /// Queues a record; its reply comes on the drive's thread.
+    pub fn append(&self, append: Append) -> Result<(), Refused> {
+        self.send(Command::Append(Box::new(append)))
+    }
+
+    /// Gives back a sealed segment that holds nothing anybody wants.
+    pub fn release(&self, segment: SegmentId) -> Result<(), Refused> {
+        self.send(Command::Release(segment))
+    }
+
+    fn send(&self, command: Command) -> Result<(), Refused> {
+        self.shared.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => Refused::Busy,
+            TrySendError::Disconnected(_) => Refused::Stopped,
+        })?;
+        self.shared.waker.wake();
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    pub fn stats(&self) -> DriveStats {
+        let Shared { counters, .. } = &*self.shared;
+        DriveStats {
+            io_engine: self.shared.io_engine,
+            writable: counters.read_only.get() == 0,
+            capacity_bytes: self.shared.capacity_bytes,
+            segment_bytes: self.shared.segment_bytes,
+            segments: self.shared.segment_count,
+            segments_free: counters.segments_free.get(),
+            read_bytes: counters.read_bytes.get(),
+            written_bytes: counters.written_bytes.get(),
+            queued_read_bytes: counters.queued_read_bytes.get(),
+            queued_write_bytes: counters.queued_write_bytes.get(),
+            read_bytes_per_second: counters.read_bytes_per_second.get(),
+            write_bytes_per_second: counters.write_bytes_per_second.get(),
+            checksum_failures: counters.checksum_failures.get(),
+            read_errors: counters.read_errors.get(),
+            write_errors: counters.write_errors.get(),
+            syncs: counters.syncs.get(),
+        }
+    }
+
+    /// Every segment, by id.
+    pub fn segments(&self) -> Vec<SegmentStatus> {
+        locked(&self.shared.segments).clone()
+    }
+
+    /// Finishes and syncs what was taken, then ends the thread. Blocks until then.
+    pub fn stop(&self) {
+        let thread = locked(&self.shared.thread).take();
+        if let Some(thread) = thread {
+            // A full queue drains, and a thread that is gone needs no telling.
+            let _ = self.shared.commands.send(Command::Stop);
+            self.shared.waker.wake();
+            // A panic of the thread has been reported by itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.commands.try_send(Command::Stop);
+        self.waker.wake();
+        if let Some(thread) = locked(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while holding one of these.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread is made of, apart from its device, which it makes itself.
+struct Worker {
+    engine: Engine,
+    commands: Receiver<Command>,
+    segments: Arc<Mutex<Vec<SegmentStatus>>>,
+    /// Locked for as long as the thread may write.
+    directory: Directory,
+}
+
+impl Worker {
+    fn run(mut self, device: &mut dyn Device, waker: &Waker) {
+        let mut done = Vec::new();
+        let mut stopping = false;
+        loop {
+            waker.lower();
+            stopping |= self.take_commands();
+            if stopping {
+                self.engine.stop();
+            }
+            self.engine.advance(Instant::now());
+            while let Some((op, operation)) = self.engine.next_operation() {
+                device.start(op, operation);
+            }
+            if self.engine.take_segments_changed() {
+                *locked(&self.segments) = self.engine.segments();
+            }
+            if stopping && self.engine.is_idle() {
+                return;
+            }
+            let now = Instant::now();
+            let timeout = self.engine.deadline().map(|at| at.saturating_duration_since(now));
+            if device.wait(timeout, &mut done).is_err() {
+                // The ring itself is broken: replies are dropped, which answers everybody.
+                return;
+            }
+            let now = Instant::now();
+            for completion in done.drain(..) {
+                self.engine.complete(completion, now);
+            }
+        }
+    }
+
+    /// Whether the drive should stop.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Read(records)) => self.engine.read(records),
+                Ok(Command::Append(append)) => self.engine.append(*append, Instant::now()),
+                Ok(Command::Release(segment)) => self.engine.release(segment),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
+                Err(TryRecvError::Empty) => return false,
+            }
+        }
+    }
+}
+
+fn start_thread(
+    files: Vec<File>,
+    arenas: Vec<Arc<Mapping>>,
+    io_engine: IoEngine,
+    worker: Worker,
+) -> Result<(JoinHandle<()>, Waker, &'static str), OpenError> {
+    let (ready, started) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("refrain-drive".into());
+    let thread = thread.spawn(move || {
+        let made = make_device(files, &arenas, io_engine);
+        let (mut device, waker, name) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        if ready.send(Ok((waker.clone(), name))).is_ok() {
+            worker.run(&mut *device, &waker);
+        }
+    });
+    let thread = thread.map_err(OpenError::Thread)?;
+    let gone = || OpenError::Thread(io::Error::other("the thread ended before it began"));
+    let (waker, name) = started.recv().map_err(|_| gone())??;
+    Ok((thread, waker, name))
+}
+
+fn make_device(
+    files: Vec<File>,
+    arenas: &[Arc<Mapping>],
+    io_engine: IoEngine,
+) -> Result<(Box<dyn Device>, Waker, &'static str), OpenError> {
+    if io_engine != IoEngine::Blocking {
+        let clones = files.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>();
+        match clones.and_then(|files| UringDevice::new(files, arenas)) {
+            Ok(device) => {
+                let waker = Waker::new(device.interrupt());
+                let name = if device.has_fixed_buffers() { "uring" } else { "uring-unregistered" };
+                return Ok((Box::new(device), waker, name));
+            }
+            Err(error) if io_engine == IoEngine::Uring => return Err(OpenError::Uring(error)),
+            Err(_) => {}
+        }
+    }
+    let device = BlockingDevice::new(files).map_err(OpenError::Thread)?;
+    let waker = Waker::new(device.interrupt());
+    Ok((Box::new(device), waker, "blocking"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! A store that is open and locked, and does not serve yet: the time of recovery.
+
+use super::{
+    Arc, Arena, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
+    GroupEvent, Limits, Mapping, Mutex, NewStore, OpenError, Path, QUEUE, RECORDS_START,
+    SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem, SegmentSetup,
+    SegmentState, SegmentStatus, Setup, Shared, Worker, files, recover, start_thread, sync_channel,
+};
+use super::{Durability, IoEngine};
+use crate::check::{ReadError, Wanted};
+use crate::format::RecordHeader;
+use crate::geometry::RecordAddress;
+use std::os::unix::fs::FileExt;
+
+/// What whoever opens a store knows of a segment, from a catalogue or from a scan.
+#[derive(Clone, Debug)]
+pub struct KnownSegment {
+    pub id: SegmentId,
+    /// End of its last record.
+    pub end: u64,
+    pub sealed: bool,
+    /// All records where it is not sealed; they are repeated in its footer.
+    pub entries: Vec<Entry>,
+}
+
+/// An open, locked store.
+#[derive(Debug)]
+pub struct Opening {
+    directory: Directory,
+    files: Vec<File>,
+    heads: Vec<SegmentHead>,
+    problems: Vec<SegmentProblem>,
+    io_engine: IoEngine,
+    durability: Durability,
+}
+
+/// Segments of a new store are as many as this, where that gives them a usual size.
+const SEGMENTS_WANTED: u64 = 16;
+const SEGMENT_MIN: u64 = 16 << 20;
+const SEGMENT_MAX: u64 = 1 << 30;
+
+fn usual_segment_bytes(capacity: u64) -> u64 {
+    let wanted = (capacity / SEGMENTS_WANTED).max(1);
+    let power = 1u64 << (u64::BITS - 1 - wanted.leading_zeros());
+    power.clamp(SEGMENT_MIN, SEGMENT_MAX)
+}
+
+impl Opening {
+    /// Opens the store of `config`, or makes it.
+    pub fn open(config: &DriveConfig) -> Result<Self, OpenError> {
+        let segment = config.segment_bytes;
+        let segment_bytes = segment.unwrap_or_else(|| usual_segment_bytes(config.capacity_bytes));
+        let new = NewStore { segment_bytes, capacity_bytes: config.capacity_bytes };
+        let directory = Directory::open(&config.path, new)?;
+        Self::enter(directory, config.io_engine, config.durability)
+    }
+
+    /// Opens the store at `path` as it is.
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
+        Self::enter(Directory::open_existing(path)?, IoEngine::Auto, Durability::Group)
+    }
+
+    fn enter(
+        directory: Directory,
+        io_engine: IoEngine,
+        durability: Durability,
+    ) -> Result<Self, OpenError> {
+        let (files, truncated) = files::open_all(&directory)?;
+        let store_id = directory.superblock().store_id;
+        let (mut heads, mut problems) = (Vec::new(), Vec::new());
+        for (id, file) in (0..).map(SegmentId).zip(&files) {
+            let (head, problem) = recover::head(file, id, store_id);
+            if let Some(problem @ SegmentProblem::NewerVersion { .. }) = problem {
+                return Err(problem.into());
+            }
+            heads.push(head);
+            problems.extend(problem);
+        }
+        let truncated = truncated.into_iter();
+        problems.extend(truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found }));
+        // An untrusted head may stand for any use before: none of them may be repeated.
+        let newest = heads.iter().map(|head| head.generation).max().unwrap_or(Generation(0));
+        for head in &mut heads {
+            let untrusted = |problem: &SegmentProblem| match *problem {
+                SegmentProblem::Swapped { id, .. }
+                | SegmentProblem::OtherStore { id }
+                | SegmentProblem::DamagedHead { id }
+                | SegmentProblem::Unreadable { id } => id == head.id,
+                SegmentProblem::Truncated { .. } | SegmentProblem::NewerVersion { .. } => false,
+            };
+            if problems.iter().any(untrusted) {
+                head.generation = Generation(newest.0 + 1);
+            }
+        }
+        Ok(Self { directory, files, heads, problems, io_engine, durability })
+    }
+
+    pub fn store_id(&self) -> [u8; 16] {
+        self.directory.superblock().store_id
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.directory.superblock().segment_bytes
+    }
+
+    pub fn capacity_bytes(&self) -> u64 {
+        self.directory.superblock().capacity_bytes
+    }
+
+    pub fn segment_count(&self) -> u32 {
+        u32::try_from(self.heads.len()).expect("ids have 32 bits")
+    }
+
+    /// Every segment, by id.
+    pub fn segments(&self) -> &[SegmentHead] {
+        &self.heads
+    }
+
+    /// What was found wrong with whole segments: their blocks are misses.
+    pub fn problems(&self) -> &[SegmentProblem] {
+        &self.problems
+    }
+
+    /// The records of a segment from byte `from` on: [`RECORDS_START`], or the end of what is known.
+    pub fn scan(&self, segment: SegmentId, from: u64) -> Result<Scan, ScanError> {
+        let (file, head) = self.segment(segment);
+        let from = from.max(RECORDS_START);
+        recover::scan(file, head, self.store_id(), self.segment_bytes(), from)
+    }
+
+    /// Reads one record and checks all of it.
+    pub fn read_record(
+        &self,
+        segment: SegmentId,
+        entry: &Entry,
+    ) -> Result<RecordHeader, ReadError> {
+        let (file, head) = self.segment(segment);
+        recover::read_record(file, &self.wanted(head, entry), entry)
+    }
+
+    /// Makes a record count no more, for good. Its place in the segment stays taken.
+    pub fn withdraw_record(&self, segment: SegmentId, entry: &Entry) -> std::io::Result<()> {
+        let (file, head) = self.segment(segment);
+        let wanted = self.wanted(head, entry);
+        let stripe = crate::format::Stripe { offset: 0, length: entry.payload_length, checksum: 0 };
+        let header = RecordHeader {
+            store_id: wanted.store_id,
+            address: wanted.address,
+            key_scheme: entry.key_scheme,
+            sequence_hash: entry.sequence_hash,
+            shard: entry.shard,
+            parent: entry.parent,
+            namespace: entry.namespace,
+            epoch: entry.epoch,
+            position: entry.position,
+            payload_length: entry.payload_length,
+            withdrawn: true,
+            stripes: vec![stripe],
+        };
+        let bytes = header.encode().map_err(std::io::Error::other)?;
+        let page = Mapping::create("refrain-repair", crate::geometry::HEADER_SIZE);
+        let page = page.map_err(std::io::Error::other)?;
+        let region = page.region(0, crate::geometry::HEADER_SIZE).map_err(std::io::Error::other)?;
+        region.copy_from(0, &bytes[..]);
+        file.write_all_at(region.bytes(), entry.offset)?;
+        file.sync_data()
+    }
+
+    fn wanted(&self, head: SegmentHead, entry: &Entry) -> Wanted {
+        Wanted {
+            store_id: self.store_id(),
+            address: RecordAddress {
+                segment: head.id,
+                generation: head.generation,
+                offset: entry.offset,
+            },
+            sequence_hash: entry.sequence_hash,
+            shard: entry.shard,
+            namespace: entry.namespace,
+        }
+    }
+
+    fn segment(&self, id: SegmentId) -> (&File, SegmentHead) {
+        let index = usize::try_from(id.0).expect("32 bits fit");
+        (&self.files[index], self.heads[index])
+    }
+
+    /// Starts the drive's thread over what is `known`; segments that are not are free.
+    pub fn start(
+        self,
+        arenas: &[Arc<Mapping>],
+        known: Vec<KnownSegment>,
+        on_group: Box<dyn FnMut(GroupEvent) + Send>,
+    ) -> Result<Drive, OpenError> {
+        let counters = Arc::new(Counters::default());
+        let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
+        let mut registered = arenas.to_vec();
+        registered.push(Arc::clone(&scratch));
+        let engine = Engine::new(Setup {
+            store_id: self.store_id(),
+            segment_bytes: self.segment_bytes(),
+            durability: self.durability,
+            limits: Limits::default(),
+            segments: self.setups(known),
+            scratch: Arena::new(scratch),
+            counters: Arc::clone(&counters),
+            on_group,
+        });
+        let segments = Arc::new(Mutex::new(engine.segments()));
+        let (commands, receiver) = sync_channel(QUEUE);
+        let worker = Worker {
+            engine,
+            commands: receiver,
+            segments: Arc::clone(&segments),
+            directory: self.directory,
+        };
+        let superblock = *worker.directory.superblock();
+        let path = worker.directory.path().to_path_buf();
+        let segment_count = u32::try_from(self.files.len()).expect("ids have 32 bits");
+        let (thread, waker, io_engine) =
+            start_thread(self.files, registered, self.io_engine, worker)?;
+        let shared = Shared {
+            commands,
+            waker,
+            counters,
+            segments,
+            thread: Mutex::new(Some(thread)),
+            io_engine,
+            capacity_bytes: superblock.capacity_bytes,
+            segment_bytes: superblock.segment_bytes,
+            segment_count,
+            path,
+        };
+        Ok(Drive { shared: Arc::new(shared) })
+    }
+
+    fn setups(&self, known: Vec<KnownSegment>) -> Vec<SegmentSetup> {
+        let mut setups: Vec<_> = self
+            .heads
+            .iter()
+            .map(|head| SegmentSetup {
+                status: SegmentStatus {
+                    id: head.id,
+                    generation: head.generation,
+                    birth: head.birth,
+                    state: SegmentState::Free,
+                    end: RECORDS_START,
+                },
+                entries: Vec::new(),
+            })
+            .collect();
+        for KnownSegment { id, end, sealed, entries } in known {
+            let setup = &mut setups[usize::try_from(id.0).expect("32 bits fit")];
+            if end > RECORDS_START && setup.status.generation.0 > 0 {
+                setup.status.end = end;
+                setup.status.state = if sealed { SegmentState::Sealed } else { SegmentState::Open };
+                setup.entries = entries;
+            }
+        }
+        setups
+    }
+}
