@@ -42,6 +42,7 @@ impl Plan {
     }
 
     /// The way back: what a save gathers is what a load scatters.
+    #[must_use]
     pub fn reversed(&self) -> Self {
         let back = |copy: &Copy| Copy { source: copy.target, target: copy.source, ..*copy };
         Self { copies: self.copies.iter().map(back).collect() }

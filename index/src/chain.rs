@@ -5,14 +5,26 @@
 //! takes all its descendants along, as nobody could reach them any more.
 
 use crate::hash::SequenceHash;
-use hashbrown::HashTable;
+use hashbrown::{HashMap, HashTable};
 use thiserror::Error;
+
+mod nodes;
+mod restore;
+
+use nodes::{NONE, Node, Nodes};
+pub use restore::Restored;
 
 /// Names stored bytes: a prefix, and one rank's share of its last block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockKey {
     pub sequence: SequenceHash,
     pub shard: u32,
+}
+
+/// Where a block lies, as far as the index must know.
+pub trait Place: Copy {
+    /// What goes together: all blocks of a group can be listed.
+    fn group(&self) -> u32;
 }
 
 /// Why a block is not inserted.
@@ -25,41 +37,37 @@ pub enum InsertError {
     Resident { key: BlockKey },
 }
 
-const NONE: u32 = u32::MAX;
-
-#[derive(Debug)]
-struct Node<P> {
-    key: BlockKey,
-    place: P,
-    parent: u32,
-    first_child: u32,
-    /// Siblings are a doubly linked list, so that leaving it needs no search.
-    next: u32,
-    previous: u32,
-    touched: u32,
-}
+/// Children looked at one by one before the table is asked: a conversation has one.
+const CHILDREN_WALKED: usize = 4;
 
 /// Resident blocks, each with its place `P`.
 #[derive(Debug)]
 pub struct Chain<P> {
-    nodes: Vec<Option<Node<P>>>,
-    free: Vec<u32>,
+    nodes: Nodes<P>,
     table: HashTable<u32>,
+    /// First block of each group.
+    groups: HashMap<u32, u32, std::hash::BuildHasherDefault<std::hash::DefaultHasher>>,
 }
 
 impl<P> Default for Chain<P> {
     fn default() -> Self {
-        Self { nodes: Vec::new(), free: Vec::new(), table: HashTable::new() }
+        Self { nodes: Nodes::default(), table: HashTable::new(), groups: HashMap::default() }
     }
 }
 
-impl<P: Copy> Chain<P> {
+impl<P: Place> Chain<P> {
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
+    }
+
+    /// Memory that the index takes.
+    pub fn bytes(&self) -> u64 {
+        let table = self.table.allocation_size() + self.groups.allocation_size();
+        self.nodes.bytes() + u64::try_from(table).expect("usize fits")
     }
 
     /// Inserts a block behind `parent`; `None` is the first block of a prompt. `now` is seconds.
@@ -79,32 +87,24 @@ impl<P: Copy> Chain<P> {
         if self.find(key).is_some() {
             return Err(InsertError::Resident { key });
         }
-        let next = if parent == NONE { NONE } else { self.node(parent).first_child };
-        let node =
-            Node { key, place, parent, first_child: NONE, next, previous: NONE, touched: now };
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.nodes.push(None);
-            u32::try_from(self.nodes.len() - 1).expect("fewer than 2^32 blocks")
-        });
-        self.nodes[as_index(index)] = Some(node);
-        if next != NONE {
-            self.node_mut(next).previous = index;
-        }
-        if parent != NONE {
-            self.node_mut(parent).first_child = index;
-        }
-        let nodes = &self.nodes;
-        self.table.insert_unique(bucket(key), index, |&i| bucket(present(nodes, i).key));
+        let index = self.add(key, place, now);
+        self.link_child(parent, index);
         Ok(())
     }
 
     pub fn get(&self, key: BlockKey) -> Option<P> {
-        self.find(key).map(|index| self.node(index).place)
+        self.find(key).map(|index| self.nodes.get(index).place)
     }
 
     /// When a block was last part of a prefix match, or else inserted.
     pub fn touched(&self, key: BlockKey) -> Option<u32> {
-        self.find(key).map(|index| self.node(index).touched)
+        self.find(key).map(|index| self.nodes.get(index).touched)
+    }
+
+    /// A resident block's parent; `Some(None)` is the first block of a prompt.
+    pub fn parent(&self, key: BlockKey) -> Option<Option<SequenceHash>> {
+        let parent = self.nodes.get(self.find(key)?).parent;
+        Some((parent != NONE).then(|| self.nodes.get(parent).key.sequence))
     }
 
     /// The longest run of resident blocks from the first hash on. A match touches each of its
@@ -113,12 +113,8 @@ impl<P: Copy> Chain<P> {
         let mut places = Vec::new();
         let mut behind = NONE;
         for &sequence in hashes {
-            let Some(index) = self.find(BlockKey { sequence, shard }) else { break };
-            let node = self.node_mut(index);
-            // Engine hashes come from outside: two resident ones in a wrong order are no prefix.
-            if node.parent != behind {
-                break;
-            }
+            let Some(index) = self.child(behind, BlockKey { sequence, shard }) else { break };
+            let node = self.nodes.get_mut(index);
             node.touched = now;
             places.push(node.place);
             behind = index;
@@ -126,62 +122,140 @@ impl<P: Copy> Chain<P> {
         places
     }
 
+    /// A block moved: its new place, for the old one.
+    pub fn replace(&mut self, key: BlockKey, place: P) -> Option<P> {
+        let index = self.find(key)?;
+        self.leave_group(index);
+        let before = std::mem::replace(&mut self.nodes.get_mut(index).place, place);
+        self.enter_group(index);
+        Some(before)
+    }
+
     /// Removes a block and all behind it; descendants come before their ancestors.
     pub fn remove(&mut self, key: BlockKey) -> Vec<(BlockKey, P)> {
         let Some(top) = self.find(key) else { return Vec::new() };
-        self.unlink(top);
+        self.unlink_child(top);
         let mut order = vec![top];
         let mut at = 0;
         while at < order.len() {
-            let mut child = self.node(order[at]).first_child;
+            let mut child = self.nodes.get(order[at]).first_child;
             while child != NONE {
                 order.push(child);
-                child = self.node(child).next;
+                child = self.nodes.get(child).next;
             }
             at += 1;
         }
         order.into_iter().rev().map(|index| self.take(index)).collect()
     }
 
-    fn unlink(&mut self, index: u32) {
-        let Node { parent, next, previous, .. } = *self.node(index);
-        if next != NONE {
-            self.node_mut(next).previous = previous;
+    /// All blocks of a group, with when they were touched.
+    pub fn group(&self, group: u32) -> Vec<(BlockKey, P, u32)> {
+        let mut found = Vec::new();
+        let mut index = self.groups.get(&group).copied().unwrap_or(NONE);
+        while index != NONE {
+            let node = self.nodes.get(index);
+            found.push((node.key, node.place, node.touched));
+            index = node.group_next;
         }
-        if previous != NONE {
-            self.node_mut(previous).next = next;
-        } else if parent != NONE {
-            self.node_mut(parent).first_child = next;
+        found
+    }
+
+    /// All blocks, with when they were touched, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (BlockKey, P, u32)> {
+        self.table.iter().map(|&index| {
+            let node = self.nodes.get(index);
+            (node.key, node.place, node.touched)
+        })
+    }
+
+    /// The block `key`, if it stands directly behind `parent`.
+    fn child(&self, parent: u32, key: BlockKey) -> Option<u32> {
+        if parent != NONE {
+            // Children of a prompt were mostly saved right after their parents: they are neighbours
+            // in memory, and no table needs to be touched.
+            let mut child = self.nodes.get(parent).first_child;
+            for _ in 0..CHILDREN_WALKED {
+                if child == NONE {
+                    return None;
+                }
+                let node = self.nodes.get(child);
+                if node.key == key {
+                    return Some(child);
+                }
+                child = node.next;
+            }
         }
+        // Engine hashes come from outside: two resident ones in a wrong order are no prefix.
+        self.find(key).filter(|&index| self.nodes.get(index).parent == parent)
+    }
+
+    fn add(&mut self, key: BlockKey, place: P, now: u32) -> u32 {
+        let index = self.nodes.add(Node::new(key, place, now));
+        let nodes = &self.nodes;
+        self.table.insert_unique(bucket(key), index, |&i| bucket(nodes.get(i).key));
+        self.enter_group(index);
+        index
     }
 
     fn take(&mut self, index: u32) -> (BlockKey, P) {
-        let node = self.nodes[as_index(index)].take().expect("linked nodes are present");
+        self.leave_group(index);
+        let node = self.nodes.take(index);
         let entry = self.table.find_entry(bucket(node.key), |&i| i == index);
         entry.expect("present nodes are in the table").remove();
-        self.free.push(index);
         (node.key, node.place)
     }
 
+    fn link_child(&mut self, parent: u32, index: u32) {
+        if parent == NONE {
+            return;
+        }
+        let next = std::mem::replace(&mut self.nodes.get_mut(parent).first_child, index);
+        if next != NONE {
+            self.nodes.get_mut(next).previous = index;
+        }
+        let node = self.nodes.get_mut(index);
+        (node.parent, node.next, node.previous) = (parent, next, NONE);
+    }
+
+    fn unlink_child(&mut self, index: u32) {
+        let Node { parent, next, previous, .. } = *self.nodes.get(index);
+        if next != NONE {
+            self.nodes.get_mut(next).previous = previous;
+        }
+        if previous != NONE {
+            self.nodes.get_mut(previous).next = next;
+        } else if parent != NONE {
+            self.nodes.get_mut(parent).first_child = next;
+        }
+    }
+
+    fn enter_group(&mut self, index: u32) {
+        let group = self.nodes.get(index).place.group();
+        let next = self.groups.insert(group, index).unwrap_or(NONE);
+        if next != NONE {
+            self.nodes.get_mut(next).group_previous = index;
+        }
+        let node = self.nodes.get_mut(index);
+        (node.group_next, node.group_previous) = (next, NONE);
+    }
+
+    fn leave_group(&mut self, index: u32) {
+        let Node { group_next: next, group_previous: previous, place, .. } = *self.nodes.get(index);
+        if next != NONE {
+            self.nodes.get_mut(next).group_previous = previous;
+        }
+        if previous != NONE {
+            self.nodes.get_mut(previous).group_next = next;
+        } else if next != NONE {
+            self.groups.insert(place.group(), next);
+        } else {
+            self.groups.remove(&place.group());
+        }
+    }
+
     fn find(&self, key: BlockKey) -> Option<u32> {
-        self.table.find(bucket(key), |&index| self.node(index).key == key).copied()
+        self.table.find(bucket(key), |&index| self.nodes.get(index).key == key).copied()
     }
-
-    fn node(&self, index: u32) -> &Node<P> {
-        present(&self.nodes, index)
-    }
-
-    fn node_mut(&mut self, index: u32) -> &mut Node<P> {
-        self.nodes[as_index(index)].as_mut().expect("linked nodes are present")
-    }
-}
-
-fn present<P>(nodes: &[Option<Node<P>>], index: u32) -> &Node<P> {
-    nodes[as_index(index)].as_ref().expect("linked nodes are present")
-}
-
-fn as_index(index: u32) -> usize {
-    usize::try_from(index).expect("32 bits fit")
 }
 
 /// A keyed hash is uniform already: its first bytes are the bucket, turned by the shard.

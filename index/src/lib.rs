@@ -1,5 +1,6 @@
 //! Prefixes to residency. Knows no disk layout.
 
+pub mod catalog;
 pub mod chain;
 pub mod hash;
 pub mod namespace;

@@ -8,12 +8,91 @@ fn key(id: u8) -> BlockKey {
     BlockKey { sequence: SequenceHash(*blake3::hash(&[id]).as_bytes()), shard: 0 }
 }
 
+impl Place for u8 {
+    fn group(&self) -> u32 {
+        u32::from(*self % 3)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Wide([u32; 6]);
+
+impl Place for Wide {
+    fn group(&self) -> u32 {
+        self.0[0]
+    }
+}
+
 #[test]
-fn a_node_with_its_table_entry_takes_at_most_150_bytes() {
-    // Place: segment 4, generation 8, offset in pages 4, length in pages 4. A table that has just
-    // doubled is 7/16 full and spends (4 + 1) x 16/7 < 12 bytes an entry; the free list, 4.
-    let node = size_of::<Option<Node<[u32; 5]>>>();
-    assert!(node + 12 + 4 <= 150, "{node}");
+fn a_block_takes_at_most_150_bytes_at_any_size() {
+    let mut chain = Chain::default();
+    let mut parent = None;
+    for id in 0..300_000u32 {
+        let sequence = SequenceHash(*blake3::hash(&id.to_le_bytes()).as_bytes());
+        let key = BlockKey { sequence, shard: 0 };
+        chain.insert(key, parent, Wide([id / 1000, id, 0, 0, 0, 0]), 0).unwrap();
+        parent = (id % 100 != 99).then_some(sequence);
+        if id > 20_000 && id % 977 == 0 {
+            let each = chain.bytes() / u64::from(id + 1);
+            assert!(each <= 150, "{each} bytes a block at {id}");
+        }
+    }
+}
+
+#[test]
+fn restoring_in_any_order_gives_what_inserting_in_order_gives() {
+    let mut random = fastrand::Rng::with_seed(11);
+    for _ in 0..200 {
+        let mut blocks: Vec<(BlockKey, Option<SequenceHash>, u8)> = Vec::new();
+        for id in 0..40 {
+            let parent = (id > 3).then(|| key(random.u8(0..id)).sequence);
+            blocks.push((key(id), parent, id));
+        }
+        let lost = random.u8(0..40);
+        blocks.retain(|(_, _, id)| *id != lost);
+        let mut expected = Chain::default();
+        for &(key, parent, place) in &blocks {
+            // Behind the lost one nothing can be inserted.
+            let _ = expected.insert(key, parent, place, 0);
+        }
+        let mut shuffled = blocks.clone();
+        random.shuffle(&mut shuffled);
+        shuffled.push((shuffled[0].0, shuffled[0].1, shuffled[0].2));
+        let mut found = Chain::default();
+        let restored = found.restore(shuffled, 0);
+        let all = |chain: &Chain<u8>| {
+            let mut all: Vec<_> =
+                chain.iter().map(|(key, place, _)| (key, place, chain.parent(key))).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(all(&found), all(&expected));
+        assert_eq!(restored.inserted, expected.len());
+        assert_eq!((restored.duplicates, restored.inserted + restored.orphans), (1, blocks.len()));
+    }
+}
+
+#[test]
+fn a_group_lists_its_blocks_also_after_moves_and_removals() {
+    let mut chain = Chain::default();
+    for id in 0..9 {
+        chain.insert(key(id), None, id, 0).unwrap();
+    }
+    chain.remove(key(3));
+    assert_eq!(chain.replace(key(6), 7), Some(6));
+    let group = |chain: &Chain<u8>, group| {
+        let mut keys: Vec<_> = chain.group(group).into_iter().map(|(key, ..)| key).collect();
+        keys.sort_unstable();
+        keys
+    };
+    let sorted = |ids: &[u8]| {
+        let mut keys: Vec<_> = ids.iter().map(|&id| key(id)).collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(group(&chain, 0), sorted(&[0]));
+    assert_eq!(group(&chain, 1), sorted(&[1, 4, 6, 7]));
+    assert_eq!(group(&chain, 2), sorted(&[2, 5, 8]));
 }
 
 #[test]

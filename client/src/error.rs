@@ -1,0 +1,60 @@
+//! What a caller must know; all else is a miss, which is an answer.
+
+use crate::address::Address;
+use crate::call::Failure;
+use refrain_gpu_transfer::arena::ArenaError;
+use refrain_proto::session::HandshakeError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tonic::Status;
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Go on without the cache; a later call tries again by itself.
+    #[error("no sidecar at {address}")]
+    Absent { address: Address, source: Arc<Absence> },
+    /// The sidecar is there and says no; its message names what it minds.
+    #[error("sidecar refuses to {call}")]
+    Refused { call: &'static str, source: Status },
+    /// No block of this registration could ever be saved.
+    #[error("block of {payload_bytes} bytes does not fit a session arena of {arena_bytes}")]
+    ArenaTooSmall { payload_bytes: u64, arena_bytes: u64 },
+    #[error("blocks {first}+{blocks} are not among {available}")]
+    BlocksOutOfRange { first: u32, blocks: u32, available: u32 },
+    /// Client and sidecar do not fit each other.
+    #[error("sidecar answers {call} with {what}")]
+    Answer { call: &'static str, what: &'static str },
+}
+
+/// Why there is nobody to ask.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Absence {
+    #[error("connect to its socket")]
+    Socket { source: io::Error },
+    #[error("open a session")]
+    Handshake { source: HandshakeError },
+    #[error("share memory with it")]
+    Arena { source: ArenaError },
+    #[error("open a gRPC connection")]
+    Channel { source: tonic::transport::Error },
+    #[error("connection lost")]
+    Lost { source: Status },
+    #[error("no answer within {limit:?}")]
+    Late { limit: Duration },
+}
+
+impl ClientError {
+    pub(crate) fn from_failure(call: &'static str, address: &Address, failure: Failure) -> Self {
+        let absent = |source| Self::Absent { address: address.clone(), source: Arc::new(source) };
+        match failure {
+            Failure::Lost(source) => absent(Absence::Lost { source }),
+            Failure::Late(limit) => absent(Absence::Late { limit }),
+            Failure::Unknown(source) | Failure::Refused(source) => Self::Refused { call, source },
+        }
+    }
+}

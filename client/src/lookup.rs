@@ -1,0 +1,168 @@
+//! A lookup's answer, and the lease that comes with it.
+
+use crate::call::{Deadline, Failure};
+use crate::connection::Connection;
+use crate::error::ClientError;
+use crate::layout::Layout;
+use crate::load::Load;
+use crate::registration::session_failure;
+use crate::save::{self, Saved};
+use refrain_proto::v1;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The blocks of a prompt and those of them that are resident, leased; dropping it releases them.
+#[derive(Debug)]
+pub struct Lookup {
+    lease: Arc<Lease>,
+    layout: Arc<Layout>,
+    /// Full blocks of the prompt, resident or not.
+    pub prompt_blocks: u32,
+    /// How many of them are resident, from the first one on.
+    pub matched_blocks: u32,
+    /// Where the matched blocks lie, in order.
+    pub tiers: Vec<v1::TierRun>,
+    /// Of all matched blocks, as the drives stand now.
+    pub expected_load: Duration,
+}
+
+/// A lease, given back when nobody holds it any more.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) id: u64,
+    /// Of calls under this lease.
+    pub(crate) limit: Duration,
+    released: AtomicBool,
+}
+
+impl Lookup {
+    pub(crate) async fn request(
+        connection: Arc<Connection>,
+        layout: Arc<Layout>,
+        limit: Duration,
+        request: v1::LookupRequest,
+        deadline: Deadline,
+    ) -> Result<Self, ClientError> {
+        let user = Arc::clone(&connection);
+        // A task of its own, because the answer is a lease: where nobody waits for it any more, it
+        // is dropped there, and thereby released.
+        let asking = connection.runtime().spawn(async move {
+            let request = deadline.request(request);
+            let answer = deadline.answer(user.cache().lookup(request)).await;
+            let answer = answer.map_err(|failure| session_failure(&user, "look up", failure))?;
+            let released = AtomicBool::new(false);
+            let lease = Lease { connection: user, id: answer.lease, limit, released };
+            Ok(Self {
+                lease: Arc::new(lease),
+                layout,
+                prompt_blocks: answer.prompt_blocks,
+                matched_blocks: answer.matched_blocks,
+                tiers: answer.tiers,
+                expected_load: Duration::from_micros(answer.expected_load_us),
+            })
+        });
+        let stopped = |_| connection.error("look up", Failure::Late(limit));
+        asking.await.unwrap_or_else(|error| Err(stopped(error)))
+    }
+
+    /// How these blocks lie in memory.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Brings leased blocks into memory; see [`Load`]. Blocks that are not there by the deadline
+    /// (the client's own if there is none) are misses.
+    pub async fn load(
+        &self,
+        first: u32,
+        blocks: u32,
+        deadline: Option<Duration>,
+    ) -> Result<Load, ClientError> {
+        check_range(first, blocks, self.matched_blocks)?;
+        let deadline = deadline.unwrap_or(self.lease.limit);
+        Load::request(Arc::clone(&self.lease), Arc::clone(&self.layout), first, blocks, deadline)
+            .await
+    }
+
+    /// Saves blocks of the prompt that are not resident yet, as far as the sidecar takes them.
+    ///
+    /// `fill` is called, on the caller's task, with a block of the prompt and its payload to write,
+    /// stripes at the offsets of the layout. A refusal is an answer; what was saved before stays.
+    /// With `durable`, the answer waits until the blocks would survive a power loss.
+    pub async fn save(
+        &self,
+        first: u32,
+        blocks: u32,
+        fill: impl FnMut(u32, &mut [u8]) + Send,
+        durable: bool,
+    ) -> Result<Saved, ClientError> {
+        check_range(first, blocks, self.prompt_blocks)?;
+        save::save(&self.lease, &self.layout, first..first + blocks, fill, durable).await
+    }
+
+    /// Prolongs the lease by `lease` from now; 0 takes the sidecar's default. `false`: it was over.
+    pub async fn renew(&self, lease: Duration) -> Result<bool, ClientError> {
+        let Lease { connection, id, limit, .. } = &*self.lease;
+        let deadline = Deadline::after(*limit);
+        let lease_ms = u32::try_from(lease.as_millis()).unwrap_or(u32::MAX);
+        let request = deadline.request(v1::RenewRequest { lease: *id, lease_ms });
+        let answer = deadline.answer(connection.cache().renew(request)).await;
+        match answer.map_err(|failure| connection.noted(failure)) {
+            Ok(answer) => Ok(answer.held),
+            Err(Failure::Unknown(_) | Failure::Lost(_)) => Ok(false),
+            Err(failure @ (Failure::Late(_) | Failure::Refused(_))) => {
+                Err(connection.error("renew", failure))
+            }
+        }
+    }
+
+    /// Ends the lease, after all that was loaded has been copied out. `true`: it held all the
+    /// while, and the copies count. `false`: discard them.
+    pub async fn release(self) -> Result<bool, ClientError> {
+        let connection = Arc::clone(&self.lease.connection);
+        self.lease.released.store(true, Ordering::Relaxed);
+        let lease = Arc::clone(&self.lease);
+        // Whoever stops waiting has released it all the same.
+        let releasing = connection.runtime().spawn(async move { lease.release().await });
+        match releasing.await {
+            Ok(Ok(held)) => Ok(held),
+            Ok(Err(failure @ Failure::Refused(_))) => Err(connection.error("release", failure)),
+            Ok(Err(Failure::Lost(_) | Failure::Late(_) | Failure::Unknown(_))) | Err(_) => {
+                Ok(false)
+            }
+        }
+    }
+}
+
+impl Lease {
+    async fn release(&self) -> Result<bool, Failure> {
+        let deadline = Deadline::after(self.limit);
+        let request = deadline.request(v1::ReleaseRequest { lease: self.id });
+        let answer = deadline.answer(self.connection.cache().release(request)).await;
+        answer.map(|answer| answer.held).map_err(|failure| self.connection.noted(failure))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if *self.released.get_mut() {
+            return;
+        }
+        let connection = Arc::clone(&self.connection);
+        let released = AtomicBool::new(true);
+        let lease = Self { connection, id: self.id, limit: self.limit, released };
+        self.connection.runtime().spawn(async move {
+            // A lease that could not be given back runs out.
+            let _ = lease.release().await;
+        });
+    }
+}
+
+fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
+    match first.checked_add(blocks) {
+        Some(end) if end <= available => Ok(()),
+        _ => Err(ClientError::BlocksOutOfRange { first, blocks, available }),
+    }
+}

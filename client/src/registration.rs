@@ -1,0 +1,160 @@
+//! What a worker caches, known to whichever sidecar serves it.
+
+use crate::call::{Deadline, Failure};
+use crate::client::Client;
+use crate::connection::Connection;
+use crate::error::ClientError;
+use crate::layout::Layout;
+use crate::lookup::Lookup;
+use refrain_proto::v1::{self, lookup_request};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A prompt, as far as it fills blocks.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Prompt<'a> {
+    Tokens(&'a [u32]),
+    /// Names that the engine has for its blocks, each naming the whole prefix.
+    Engine(&'a [Vec<u8>]),
+}
+
+/// A namespace and shard that lookups are made in; registered again after a sidecar's restart.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    namespace: v1::Namespace,
+    shard: u32,
+    block_bytes: u64,
+    registered: Mutex<Registered>,
+}
+
+/// What one sidecar answered.
+#[derive(Clone, Debug)]
+struct Registered {
+    /// Of the connection that this is known on.
+    generation: u64,
+    registration: u64,
+    layout: Arc<Layout>,
+}
+
+impl Registration {
+    pub(crate) async fn new(
+        client: Client,
+        namespace: v1::Namespace,
+        shard: u32,
+        block_bytes: u64,
+    ) -> Result<Self, ClientError> {
+        let deadline = client.deadline();
+        let connection = client.connection(deadline).await?;
+        let registered = register(&connection, &namespace, shard, block_bytes, deadline).await?;
+        let registered = Mutex::new(registered);
+        let known = Shared { client, namespace, shard, block_bytes, registered };
+        Ok(Self { shared: Arc::new(known) })
+    }
+
+    /// How blocks lie in memory. A sidecar of another version may lay them out otherwise after a
+    /// restart: while a lookup is held, its own layout counts.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.registered().layout
+    }
+
+    /// The longest resident prefix of a prompt, leased. No match is an answer with no blocks.
+    pub async fn lookup(&self, prompt: Prompt<'_>) -> Result<Lookup, ClientError> {
+        let prompt = encode(prompt);
+        let deadline = self.shared.client.deadline();
+        let connection = self.shared.client.connection(deadline).await?;
+        let Registered { registration, layout, .. } =
+            self.registered_on(&connection, deadline).await?;
+        let request = v1::LookupRequest {
+            registration,
+            prompt: Some(prompt),
+            extra_keys: Vec::new(),
+            lease_ms: 0,
+        };
+        let limit = self.shared.client.deadline_limit();
+        Lookup::request(connection, layout, limit, request, deadline).await
+    }
+
+    async fn registered_on(
+        &self,
+        connection: &Connection,
+        deadline: Deadline,
+    ) -> Result<Registered, ClientError> {
+        let known = self.registered();
+        if known.generation == connection.generation() {
+            return Ok(known);
+        }
+        let Shared { namespace, shard, block_bytes, registered, .. } = &*self.shared;
+        let fresh = register(connection, namespace, *shard, *block_bytes, deadline).await?;
+        let mut registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two callers may have come here at once; both answers hold, the newest is kept.
+        if registered.generation < fresh.generation {
+            *registered = fresh.clone();
+        }
+        Ok(fresh)
+    }
+
+    fn registered(&self) -> Registered {
+        self.shared.registered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn register(
+    connection: &Connection,
+    namespace: &v1::Namespace,
+    shard: u32,
+    block_bytes: u64,
+    deadline: Deadline,
+) -> Result<Registered, ClientError> {
+    let request = deadline.request(v1::RegisterRequest {
+        namespace: Some(namespace.clone()),
+        shard,
+        session: connection.session_id().to_vec(),
+        block_bytes,
+    });
+    let answer = deadline.answer(connection.cache().register(request)).await;
+    let answer = answer.map_err(|failure| session_failure(connection, "register", failure))?;
+    let layout = Layout::from_answer(&answer)
+        .ok_or(ClientError::Answer { call: "register", what: "stripes outside the payload" })?;
+    let (payload_bytes, arena_bytes) = (layout.payload_bytes, connection.slots().bytes());
+    if payload_bytes > arena_bytes {
+        return Err(ClientError::ArenaTooSmall { payload_bytes, arena_bytes });
+    }
+    let generation = connection.generation();
+    Ok(Registered { generation, registration: answer.registration, layout: Arc::new(layout) })
+}
+
+/// A sidecar that does not know the session or the registration has lost its memory of us: only a
+/// new session helps.
+pub(crate) fn session_failure(
+    connection: &Connection,
+    call: &'static str,
+    failure: Failure,
+) -> ClientError {
+    let failure = match failure {
+        Failure::Unknown(status) => Failure::Lost(status),
+        Failure::Lost(_) | Failure::Late(_) | Failure::Refused(_) => failure,
+    };
+    let failure = connection.noted(failure);
+    connection.error(call, failure)
+}
+
+fn encode(prompt: Prompt<'_>) -> lookup_request::Prompt {
+    match prompt {
+        Prompt::Tokens(tokens) => {
+            let mut bytes = Vec::with_capacity(size_of_val(tokens));
+            for token in tokens {
+                bytes.extend_from_slice(&token.to_le_bytes());
+            }
+            lookup_request::Prompt::Tokens(bytes.into())
+        }
+        Prompt::Engine(hashes) => {
+            lookup_request::Prompt::Engine(v1::EngineHashes { hashes: hashes.to_vec() })
+        }
+    }
+}

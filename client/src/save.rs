@@ -1,0 +1,219 @@
+//! Blocks on their way out of memory: reserved, copied into the session arena, committed.
+
+use crate::call::{Deadline, Failure};
+use crate::error::ClientError;
+use crate::layout::Layout;
+use crate::lookup::Lease;
+use crate::slots::Slot;
+use refrain_proto::v1::{self, Refusal};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long a commit's slots wait for its answer. Callers stop waiting at their deadline; a sidecar
+/// this late is one to part from, since it may read the slots for as long as the session lasts.
+const COMMIT_LIMIT: Duration = Duration::from_mins(1);
+
+/// What became of a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Blocks that the sidecar wanted: those asked for without what it had or had no room for.
+    pub offered: u32,
+    /// How many of them are known to be stored now, from the first one on.
+    pub saved: u32,
+    /// Why it is not all; `Unspecified` when the lease or the sidecar has gone.
+    pub refusal: Refusal,
+    /// Whether what was saved would survive a power loss.
+    pub durable: bool,
+}
+
+pub(crate) async fn save(
+    lease: &Arc<Lease>,
+    layout: &Layout,
+    blocks: Range<u32>,
+    mut fill: impl FnMut(u32, &mut [u8]) + Send,
+    durable: bool,
+) -> Result<Saved, ClientError> {
+    let mut saved = Saved { offered: 0, saved: 0, refusal: Refusal::None, durable: true };
+    if blocks.is_empty() {
+        return Ok(saved.ended(Refusal::None));
+    }
+    let (reservation, refusal) = match reserve(lease, blocks).await {
+        Ok(answer) => answer,
+        Err(Failure::Lost(_) | Failure::Unknown(_)) => {
+            return Ok(saved.ended(Refusal::Unspecified));
+        }
+        Err(Failure::Late(_)) => return Ok(saved.ended(Refusal::Busy)),
+        Err(failure @ Failure::Refused(_)) => {
+            return Err(lease.connection.error("reserve", failure));
+        }
+    };
+    saved.offered = count(reservation.blocks.len());
+    let mut left = reservation.blocks.as_slice();
+    while !left.is_empty() {
+        let slots = take_slots(lease, layout, left.len()).await;
+        if slots.is_empty() {
+            return Ok(saved.ended(Refusal::Busy));
+        }
+        let (batch, rest) = left.split_at(slots.len());
+        for (&block, slot) in batch.iter().zip(&slots) {
+            slot.region().fill_with(|payload| {
+                // What an earlier block left there is none of this one's.
+                layout.padding().for_each(|range| payload[range].fill(0));
+                fill(block, payload);
+            });
+        }
+        let done = rest.is_empty();
+        let commit = Commit { reservation: Arc::clone(&reservation), slots, durable, done };
+        match commit.run(batch).await {
+            Ok(answer) => {
+                let whole = saved.add(&answer, count(batch.len()));
+                if !whole {
+                    return Ok(saved.ended(answer.refusal()));
+                }
+            }
+            Err(Failure::Late(_)) => return Ok(saved.ended(Refusal::Busy)),
+            Err(Failure::Lost(_) | Failure::Unknown(_)) => {
+                return Ok(saved.ended(Refusal::Unspecified));
+            }
+            Err(failure @ Failure::Refused(_)) => {
+                return Err(lease.connection.error("commit", failure));
+            }
+        }
+        left = rest;
+    }
+    Ok(saved.ended(refusal))
+}
+
+impl Saved {
+    /// With nothing saved, nothing is durable.
+    fn ended(self, refusal: Refusal) -> Self {
+        Self { refusal, durable: self.durable && self.saved > 0, ..self }
+    }
+
+    /// Counts a commit in; whether all of its blocks were saved.
+    fn add(&mut self, answer: &v1::CommitResponse, blocks: u32) -> bool {
+        self.saved += answer.saved_blocks.min(blocks);
+        self.durable &= answer.durable;
+        answer.saved_blocks >= blocks
+    }
+}
+
+/// Blocks that the sidecar awaits; those that never come are called off at the end.
+struct Reservation {
+    lease: Arc<Lease>,
+    id: u64,
+    blocks: Vec<u32>,
+    complete: AtomicBool,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if *self.complete.get_mut() {
+            return;
+        }
+        let (lease, reservation) = (Arc::clone(&self.lease), self.id);
+        let runtime = lease.connection.runtime().clone();
+        runtime.spawn(async move {
+            let deadline = Deadline::after(lease.limit);
+            let request = deadline.request(v1::AbortRequest { reservation });
+            // A reservation that could not be called off ends with its lease.
+            let _ = deadline.answer(lease.connection.cache().abort(request)).await;
+        });
+    }
+}
+
+async fn reserve(
+    lease: &Arc<Lease>,
+    blocks: Range<u32>,
+) -> Result<(Arc<Reservation>, Refusal), Failure> {
+    let deadline = Deadline::after(lease.limit);
+    let request = v1::ReserveRequest {
+        lease: lease.id,
+        first_block: blocks.start,
+        blocks: blocks.end - blocks.start,
+    };
+    let user = Arc::clone(lease);
+    // A task of its own: where nobody waits for the answer any more, it is dropped and called off.
+    let asking = lease.connection.runtime().spawn(async move {
+        let mut cache = user.connection.cache();
+        let answer = deadline.answer(cache.reserve(deadline.request(request))).await;
+        let answer = answer.map_err(|failure| user.connection.noted(failure))?;
+        let refusal = answer.refusal();
+        let complete = AtomicBool::new(answer.blocks.is_empty());
+        let (id, blocks) = (answer.reservation, answer.blocks);
+        Ok((Arc::new(Reservation { lease: user, id, blocks, complete }), refusal))
+    });
+    asking.await.unwrap_or(Err(Failure::Late(lease.limit)))
+}
+
+/// As many slots as there are, up to one for each block; waits until there is one.
+async fn take_slots(lease: &Lease, layout: &Layout, blocks: usize) -> Vec<Slot> {
+    let slots = lease.connection.slots();
+    let deadline = Deadline::after(lease.limit);
+    let mut taken = Vec::new();
+    taken.extend(slots.wait(layout.payload_bytes, deadline).await);
+    while !taken.is_empty()
+        && taken.len() < blocks
+        && let Some(slot) = slots.take(layout.payload_bytes)
+    {
+        taken.push(slot);
+    }
+    taken
+}
+
+/// One batch of a save.
+struct Commit {
+    reservation: Arc<Reservation>,
+    slots: Vec<Slot>,
+    durable: bool,
+    /// Whether the reservation awaits nothing after this.
+    done: bool,
+}
+
+impl Commit {
+    /// Goes on when its caller stops waiting: the slots are free only when the sidecar says so.
+    async fn run(self, batch: &[u32]) -> Result<v1::CommitResponse, Failure> {
+        let placed = |(&block, slot): (&u32, &Slot)| v1::Placed {
+            block,
+            payload_offset: slot.region().offset(),
+            payload_bytes: slot.region().length(),
+        };
+        let request = v1::CommitRequest {
+            reservation: self.reservation.id,
+            blocks: batch.iter().zip(&self.slots).map(placed).collect(),
+            durable: self.durable,
+        };
+        let deadline = Deadline::after(self.reservation.lease.limit);
+        let runtime = self.reservation.lease.connection.runtime().clone();
+        let committing = runtime.spawn(self.send(request));
+        match deadline.bound(committing).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(_)) | None => Err(Failure::Late(deadline.limit())),
+        }
+    }
+
+    async fn send(self, request: v1::CommitRequest) -> Result<v1::CommitResponse, Failure> {
+        let connection = &self.reservation.lease.connection;
+        let deadline = Deadline::after(COMMIT_LIMIT);
+        let answer = deadline.answer(connection.cache().commit(deadline.request(request))).await;
+        match answer.map_err(|failure| connection.noted(failure)) {
+            Ok(answer) => {
+                let whole = count(self.slots.len()) == answer.saved_blocks;
+                self.reservation.complete.store(whole && self.done, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Err(failure @ (Failure::Unknown(_) | Failure::Refused(_))) => Err(failure),
+            Err(failure @ (Failure::Lost(_) | Failure::Late(_))) => {
+                self.slots.into_iter().for_each(Slot::abandon);
+                connection.lose();
+                Err(failure)
+            }
+        }
+    }
+}
+
+fn count(blocks: usize) -> u32 {
+    u32::try_from(blocks).expect("no more than a prompt has")
+}

@@ -1,0 +1,149 @@
+//! Proves that runs come back as far as they are without gaps, and that nothing damaged, foreign or
+//! withdrawn does.
+
+use super::*;
+use std::fs;
+
+const STORE_ID: [u8; 16] = [1; 16];
+const START: u64 = 8192;
+
+fn row(offset: u64) -> Row {
+    let sequence = *blake3::hash(&offset.to_le_bytes()).as_bytes();
+    let (parent, namespace) = ([2; 32], [3; 32]);
+    Row { offset, length: 4096, sequence, shard: 0, position: 1, parent, namespace, epoch: 0 }
+}
+
+fn run(segment: u32, generation: u64, start: u64, rows: u64) -> Run {
+    let end = start + rows * 8192;
+    let rows = (0..rows).map(|index| row(start + index * 8192)).collect();
+    Run { segment, generation, start, end, sealed: false, rows }
+}
+
+struct Fixture(tempfile::TempDir);
+
+impl Fixture {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("catalog")
+    }
+
+    fn open(&self) -> (Catalog, OpenState) {
+        Catalog::open(&self.path(), STORE_ID).unwrap()
+    }
+}
+
+#[test]
+fn runs_come_back_in_order_after_a_restart_without_a_close() {
+    let fixture = Fixture::new();
+    let (catalog, state) = fixture.open();
+    assert_eq!(state, OpenState::Fresh);
+    let (one, two) = (run(0, 1, START, 3), run(0, 1, START + 3 * 8192, 2));
+    catalog.commit(&two).unwrap();
+    catalog.commit(&one).unwrap();
+    catalog.commit(&Run { sealed: true, ..run(7, 4, START, 1) }).unwrap();
+    drop(catalog);
+    let (catalog, state) = fixture.open();
+    assert_eq!(state, OpenState::Kept);
+    let found = catalog.load(START).unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!((found[0].end, found[0].sealed), (two.end, false));
+    assert_eq!(found[0].rows, [one.rows, two.rows].concat());
+    assert_eq!((found[1].segment, found[1].generation, found[1].sealed), (7, 4, true));
+}
+
+#[test]
+fn a_gap_ends_what_is_known() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.commit(&run(0, 1, START, 1)).unwrap();
+    catalog.commit(&run(0, 1, START + 5 * 8192, 1)).unwrap();
+    catalog.commit(&run(1, 1, START + 8192, 1)).unwrap();
+    let found = catalog.load(START).unwrap();
+    assert_eq!((found[0].end, found[0].rows.len()), (START + 8192, 1));
+    assert_eq!((found[1].end, found[1].rows.len()), (0, 0));
+}
+
+#[test]
+fn withdrawn_rows_forgotten_segments_and_older_generations_do_not_count() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.commit(&run(0, 1, START, 3)).unwrap();
+    catalog.withdraw(0, 1, START + 8192).unwrap();
+    catalog.withdraw(0, 9, START).unwrap();
+    catalog.commit(&run(1, 1, START, 3)).unwrap();
+    catalog.forget_segment(1).unwrap();
+    catalog.commit(&run(2, 1, START, 3)).unwrap();
+    catalog.commit(&run(2, 2, START, 1)).unwrap();
+    let found = catalog.load(START).unwrap();
+    let offsets = |segment: &SegmentRows| segment.rows.iter().map(|r| r.offset).collect::<Vec<_>>();
+    assert_eq!(offsets(&found[0]), [START, START + 2 * 8192]);
+    assert_eq!((found[1].segment, found[1].generation, found[1].rows.len()), (2, 2, 1));
+}
+
+#[test]
+fn another_stores_catalogue_and_a_damaged_one_are_emptied() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.commit(&run(0, 1, START, 3)).unwrap();
+    drop(catalog);
+    let (catalog, state) = Catalog::open(&fixture.path(), [9; 16]).unwrap();
+    assert_eq!((state, catalog.load(START).unwrap()), (OpenState::OtherStore, vec![]));
+    drop(catalog);
+    fs::write(fixture.path().join("CURRENT"), b"garbage").unwrap();
+    let (catalog, state) = Catalog::open(&fixture.path(), [9; 16]).unwrap();
+    assert_eq!((state, catalog.load(START).unwrap()), (OpenState::Damaged, vec![]));
+    drop(catalog);
+    fs::remove_dir_all(fixture.path()).unwrap();
+    fs::write(fixture.path(), b"a file in its place").unwrap();
+    let (_, state) = Catalog::open(&fixture.path(), [9; 16]).unwrap();
+    assert_eq!(state, OpenState::Damaged);
+}
+
+#[test]
+fn flipped_bits_in_the_files_are_found_or_harmless() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    let runs: Vec<_> = (0..8).map(|segment| run(segment, 1, START, 200)).collect();
+    runs.iter().for_each(|run| catalog.commit(run).unwrap());
+    catalog.close().unwrap();
+    let expected: Vec<Row> = runs.iter().flat_map(|run| run.rows.clone()).collect();
+    let table = fs::read_dir(fixture.path()).unwrap().map(|entry| entry.unwrap().path());
+    let table = table.filter(|path| path.extension().is_some_and(|e| e == "sst")).max().unwrap();
+    let good = fs::read(&table).unwrap();
+    for step in 0..40 {
+        let mut damaged = good.clone();
+        let at = step * good.len() / 40;
+        damaged[at] ^= 4;
+        fs::write(&table, &damaged).unwrap();
+        let (catalog, state) = fixture.open();
+        if state == OpenState::Damaged {
+            return; // Emptied: the file under test is gone, and with it the danger.
+        }
+        if let Ok(found) = catalog.load(START) {
+            let found: Vec<Row> = found.into_iter().flat_map(|segment| segment.rows).collect();
+            assert_eq!(found, expected, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_value_under_another_key_is_damage() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.db.put(place_key(RUN, 3, START), encode_run(&run(4, 1, START, 1))).unwrap();
+    assert!(matches!(catalog.load(START), Err(CatalogError::Damaged)));
+    let catalog = catalog.emptied(STORE_ID).unwrap();
+    assert_eq!(catalog.load(START).unwrap(), []);
+}
+
+#[test]
+fn epochs_survive() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.set_epoch([5; 32], 3).unwrap();
+    drop(catalog);
+    assert_eq!(fixture.open().0.epochs().unwrap(), HashMap::from([([5; 32], 3)]));
+}
