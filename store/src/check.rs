@@ -96,8 +96,7 @@ pub fn header(bytes: &[u8], wanted: &Wanted) -> Result<RecordHeader, ReadError> 
 /// Whether the stripes are those that the reader has room for.
 pub fn shape(header: &RecordHeader, shape: &Shape) -> Result<(), ReadError> {
     let found = header.stripes.iter();
-    let found =
-        found.map(|stripe| StripeRange { offset: stripe.offset, length: stripe.length });
+    let found = found.map(|stripe| StripeRange { offset: stripe.offset, length: stripe.length });
     let fits = match shape {
         Shape::Layout(layout) => found.eq(layout.stripes.iter().copied()),
         Shape::Stored(length) => header.stored_length() == *length,
