@@ -277,15 +277,15 @@ fn open_disk(
     for problem in opening.problems() {
         warn!(path = %config.path.display(), problem = %problem, "segment problem");
     }
-    restart.scanned_segments += recovered.scanned;
+    restart.scanned_segments += recovered.records.scanned;
     restart.from_catalog &= recovered.is_from_catalog();
     let drive_id = state.segments.add_drive(opening.segments().iter().map(|head| head.generation));
     let (journal, on_group) = Journal::start(recovered.catalog, config.durability)
         .map_err(|source| NodeError::Journal { source })?;
     let arenas = [Arc::clone(arena.mapping())];
-    let drive = opening.start(&arenas, recovered.known, on_group)?;
+    let drive = opening.start(&arenas, recovered.records.known, on_group)?;
     let disk = Disk { drive, journal, reclaim: Notify::new(), moved_bytes: AtomicU64::new(0) };
-    Ok((disk, drive_id, recovered.found))
+    Ok((disk, drive_id, recovered.records.found))
 }
 
 /// Fills the index; of a block found twice, the later one counts.

@@ -24,46 +24,33 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) catalog: Catalog,
+    pub(crate) records: Records,
+    catalog_state: OpenState,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Records {
     pub(crate) known: Vec<KnownSegment>,
     /// Records in the order in which their segments were begun.
     pub(crate) found: Vec<Found>,
     /// Segments that the catalogue did not know, or not to their end.
     pub(crate) scanned: u32,
-    pub(crate) catalog_state: OpenState,
 }
 
-/// Fails only where the catalogue can be neither read nor begun anew.
+/// Fails only where the catalogue can be neither used nor begun anew.
 pub(crate) fn recover(opening: &Opening) -> Result<Recovered, CatalogError> {
     let store_id = opening.store_id();
     let path = opening.path().join("catalog");
-    let (mut catalog, mut state) = Catalog::open(&path, store_id)?;
-    let rows = match catalog.load(RECORDS_START) {
-        Ok(rows) => rows,
+    let (catalog, state) = Catalog::open(&path, store_id)?;
+    match Records::find(opening, &catalog) {
+        Ok(records) => Ok(Recovered { catalog, records, catalog_state: state }),
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "catalogue emptied");
-            catalog = catalog.emptied(store_id)?;
-            state = OpenState::Damaged;
-            Vec::new()
+            let catalog = catalog.emptied(store_id)?;
+            let records = Records::find(opening, &catalog)?;
+            Ok(Recovered { catalog, records, catalog_state: OpenState::Damaged })
         }
-    };
-    let mut rows: HashMap<u32, SegmentRows> =
-        rows.into_iter().map(|rows| (rows.segment, rows)).collect();
-    let mut heads: Vec<SegmentHead> =
-        opening.segments().iter().copied().filter(|head| head.generation.0 > 0).collect();
-    heads.sort_unstable_by_key(|head| head.birth);
-    let mut recovered = Recovered {
-        catalog,
-        known: Vec::new(),
-        found: Vec::new(),
-        scanned: 0,
-        catalog_state: state,
-    };
-    recovered.found.reserve(rows.values().map(|rows| rows.rows.len()).sum());
-    for head in heads {
-        let rows = rows.remove(&head.id.0).filter(|rows| rows.generation == head.generation.0);
-        recovered.segment(opening, head, rows)?;
     }
-    Ok(recovered)
 }
 
 impl Recovered {
@@ -71,10 +58,28 @@ impl Recovered {
     pub(crate) fn is_from_catalog(&self) -> bool {
         self.catalog_state == OpenState::Kept
     }
+}
+
+impl Records {
+    fn find(opening: &Opening, catalog: &Catalog) -> Result<Self, CatalogError> {
+        let rows = catalog.load(RECORDS_START)?;
+        let mut records = Self::default();
+        records.found.reserve(rows.iter().map(|rows| rows.rows.len()).sum());
+        let mut rows: HashMap<u32, SegmentRows> =
+            rows.into_iter().map(|rows| (rows.segment, rows)).collect();
+        let heads = opening.segments().iter().copied();
+        let mut heads: Vec<_> = heads.filter(|head| head.generation.0 > 0).collect();
+        heads.sort_unstable_by_key(|head| head.birth);
+        for head in heads {
+            let rows = rows.remove(&head.id.0).filter(|rows| rows.generation == head.generation.0);
+            records.segment((opening, catalog), head, rows)?;
+        }
+        Ok(records)
+    }
 
     fn segment(
         &mut self,
-        opening: &Opening,
+        (opening, catalog): (&Opening, &Catalog),
         head: SegmentHead,
         rows: Option<SegmentRows>,
     ) -> Result<(), CatalogError> {
@@ -100,12 +105,13 @@ impl Recovered {
                 self.add(head, rows.rows.into_iter());
                 Ok(())
             }
-            rows => self.scanned_segment(head, scan, rows.as_ref()),
+            rows => self.scanned_segment(catalog, head, scan, rows.as_ref()),
         }
     }
 
     fn scanned_segment(
         &mut self,
+        catalog: &Catalog,
         head: SegmentHead,
         scan: Scan,
         rows: Option<&SegmentRows>,
@@ -118,9 +124,9 @@ impl Recovered {
         if sealed || !run.rows.is_empty() {
             if known_end == RECORDS_START {
                 // What an earlier use of the segment left must not stand beside it.
-                self.catalog.forget_segment(head.id.0)?;
+                catalog.forget_segment(head.id.0)?;
             }
-            self.catalog.commit(&run)?;
+            catalog.commit(&run)?;
         }
         // What was withdrawn is not among the catalogue's rows, and stays away.
         let known = rows.map_or(&[][..], |rows| &rows.rows);

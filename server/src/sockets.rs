@@ -155,8 +155,8 @@ fn bind(path: &Path, mode: u32) -> Result<(UnixListener, Bound), Errno> {
     // more than its owner's, until they are set as they should be.
     fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
     net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    let made = fs::lstat(path)?;
-    let bound = Bound { path: path.into(), device: made.st_dev, inode: made.st_ino };
+    let named = fs::lstat(path)?;
+    let bound = Bound { path: path.into(), device: named.st_dev, inode: named.st_ino };
     let listening =
         fs::chmod(path, Mode::from_raw_mode(mode)).and_then(|()| net::listen(&socket, BACKLOG));
     if let Err(errno) = listening {

@@ -180,8 +180,8 @@ fn values_out_of_bounds_are_refused_at_their_place() {
          16.0 GiB",
     );
     refuses(
-        &drive("capacity = \"1GiB\"\nsegment = \"64MB\"\n"),
-        "refrain.toml:4:1: drives[0].segment: 64000000 bytes are not whole pages of 4096: write \
+        &drive("capacity = \"1GiB\"\nsegment = \"10MB\"\n"),
+        "refrain.toml:4:1: drives[0].segment: 10000000 bytes are not whole pages of 4096: write \
          KiB, MiB or GiB, not KB, MB or GB",
     );
     refuses(
