@@ -1,4 +1,6 @@
 //! What the commands of `refrain` are made of.
 
+pub mod commands;
+pub mod sidecar;
 pub mod trace;
 pub mod workload;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use refrain::commands::{replay, tied};
 use refrain::trace;
 use refrain::workload::Workload;
 use std::fs::File;
@@ -48,6 +49,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Drive a sidecar with the requests of a trace, and compare every byte that comes back
+    Replay(Box<replay::Args>),
+    #[command(hide = true)]
+    Tied(tied::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -79,6 +84,8 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
+        Command::Replay(args) => replay::run(&args),
+        Command::Tied(args) => tied::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())

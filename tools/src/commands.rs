@@ -1,0 +1,4 @@
+//! The commands of `refrain`, each in its own module.
+
+pub mod replay;
+pub mod tied;
