@@ -64,6 +64,34 @@ pub enum SegmentProblem {
     Unreadable { id: SegmentId },
 }
 
+impl SegmentProblem {
+    /// The kind of a file that was cut; it is made whole when it is opened for writing.
+    pub const TRUNCATED: &str = "segment cut short";
+
+    pub fn segment(&self) -> SegmentId {
+        match *self {
+            Self::Truncated { id, .. }
+            | Self::Swapped { id, .. }
+            | Self::OtherStore { id }
+            | Self::DamagedHead { id }
+            | Self::NewerVersion { id, .. }
+            | Self::Unreadable { id } => id,
+        }
+    }
+
+    /// What reports count it as.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Truncated { .. } => Self::TRUNCATED,
+            Self::Swapped { .. } => "segment swapped",
+            Self::OtherStore { .. } => "segment of another store",
+            Self::DamagedHead { .. } => "head",
+            Self::NewerVersion { .. } => "newer version",
+            Self::Unreadable { .. } => "unreadable segment",
+        }
+    }
+}
+
 /// A segment as it is looked through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SegmentFile<'a> {

@@ -1,4 +1,11 @@
 //! What the commands of `refrain` are made of.
 
+pub mod commands;
+pub mod hex;
+pub mod rows;
+pub mod sidecar;
+pub mod stopped;
+pub mod subject;
+pub mod target;
 pub mod trace;
 pub mod workload;

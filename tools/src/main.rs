@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use refrain::commands;
 use refrain::trace;
 use refrain::workload::Workload;
 use std::fs::File;
@@ -48,6 +49,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what of this machine is wrong for a sidecar, and what to do about it
+    Doctor(commands::doctor::Args),
+    /// List blocks, namespaces or segments
+    Ls(commands::ls::Args),
+    /// Say how full a store is, and how well its sidecar serves
+    Stat(commands::stat::Args),
+    /// Show all that is known of a block or a segment
+    Inspect(commands::inspect::Args),
+    /// Read and check everything that is stored
+    Verify(commands::verify::Args),
+    /// Forget a block, and all behind it
+    Evict(commands::evict::Args),
+    /// Forget all blocks of a namespace
+    Drop(commands::drop::Args),
+    /// Have a sidecar finish its work and end
+    Drain(commands::drain::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -79,6 +96,14 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Ls(args) => commands::ls::run(&args),
+        Command::Stat(args) => commands::stat::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Evict(args) => commands::evict::run(&args),
+        Command::Drop(args) => commands::drop::run(&args),
+        Command::Drain(args) => commands::drain::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())

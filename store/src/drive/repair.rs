@@ -99,10 +99,15 @@ impl Opening {
         write_page(segment.file, &header.encode().map_err(io::Error::other)?[..], offset)
     }
 
-    /// Writes the footer anew, from the headers. A segment without room for one is left without.
+    /// Writes the footer anew, from the headers, unless these do not lead to the end any more. A
+    /// segment without room for one is left without.
     pub fn reseal(&self, segment: SegmentId) -> io::Result<()> {
         let segment = self.segment(segment);
         let scan = recover::walk(&segment, RECORDS_START).map_err(io::Error::other)?;
+        let known = recover::examine(&segment).map_err(io::Error::other)?.scan;
+        if known.end != scan.end {
+            return Err(io::Error::other("a record header before the footer is damaged"));
+        }
         let length = footer_length(scan.entries.len());
         let trailer_offset = segment.segment_bytes - TRAILER_SIZE;
         if scan.end + length > trailer_offset {

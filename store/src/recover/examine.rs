@@ -30,6 +30,17 @@ pub enum Damage {
     },
 }
 
+impl Damage {
+    /// What reports count it as.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Head { .. } => "head",
+            Self::Footer { .. } => "footer",
+            Self::Header { .. } => "header",
+        }
+    }
+}
+
 /// A segment, looked through.
 #[derive(Clone, Debug, Default)]
 pub struct Examined {
