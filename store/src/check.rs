@@ -61,6 +61,19 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// What reports count it as.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "unreadable record",
+            Self::Truncated => "record cut short",
+            Self::Header(_) => "header",
+            Self::Stale | Self::OtherBlock | Self::Layout => "other record",
+            Self::Withdrawn => "withdrawn",
+            Self::Checksum { .. } => "payload",
+            Self::Deadline | Self::Stopped => "not read",
+        }
+    }
+
     /// Whether what is on disk is at fault, so that another try would end alike.
     pub fn is_damage(&self) -> bool {
         match self {

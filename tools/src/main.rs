@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
-use refrain::commands::{replay, tied};
+use refrain::commands;
 use refrain::trace;
 use refrain::workload::Workload;
 use std::fs::File;
@@ -50,9 +50,25 @@ enum Command {
         json: bool,
     },
     /// Drive a sidecar with the requests of a trace, and compare every byte that comes back
-    Replay(Box<replay::Args>),
+    Replay(Box<commands::replay::Args>),
     #[command(hide = true)]
-    Tied(tied::Args),
+    Tied(commands::tied::Args),
+    /// Say what of this machine is wrong for a sidecar, and what to do about it
+    Doctor(commands::doctor::Args),
+    /// List blocks, namespaces or segments
+    Ls(commands::ls::Args),
+    /// Say how full a store is, and how well its sidecar serves
+    Stat(commands::stat::Args),
+    /// Show all that is known of a block or a segment
+    Inspect(commands::inspect::Args),
+    /// Read and check everything that is stored
+    Verify(commands::verify::Args),
+    /// Forget a block, and all behind it
+    Evict(commands::evict::Args),
+    /// Forget all blocks of a namespace
+    Drop(commands::drop::Args),
+    /// Have a sidecar finish its work and end
+    Drain(commands::drain::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -84,8 +100,16 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
-        Command::Replay(args) => replay::run(&args),
-        Command::Tied(args) => tied::run(args),
+        Command::Replay(args) => commands::replay::run(&args),
+        Command::Tied(args) => commands::tied::run(args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Ls(args) => commands::ls::run(&args),
+        Command::Stat(args) => commands::stat::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Evict(args) => commands::evict::run(&args),
+        Command::Drop(args) => commands::drop::run(&args),
+        Command::Drain(args) => commands::drain::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())
