@@ -1,4 +1,5 @@
 //! What the commands of `refrain` are made of.
 
+pub mod commands;
 pub mod trace;
 pub mod workload;

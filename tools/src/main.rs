@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use refrain::commands::bench;
 use refrain::trace;
 use refrain::workload::Workload;
 use std::fs::File;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure this machine: the store beside its raw device, lookups at a million blocks
+    Bench(bench::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -79,6 +82,7 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
+        Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())

@@ -12,6 +12,8 @@ use crate::format::RecordHeader;
 use crate::geometry::RecordAddress;
 use std::os::unix::fs::FileExt;
 
+mod outline;
+
 /// What whoever opens a store knows of a segment, from a catalogue or from a scan.
 #[derive(Clone, Debug)]
 pub struct KnownSegment {

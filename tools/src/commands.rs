@@ -1,0 +1,3 @@
+//! The commands of `refrain`, each in its own module.
+
+pub mod bench;
