@@ -1,5 +1,6 @@
 //! The commands of `refrain`, each in its own module.
 
+pub mod bench;
 pub mod doctor;
 pub mod drain;
 pub mod drop;

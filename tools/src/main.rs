@@ -69,6 +69,8 @@ enum Command {
     Drop(commands::drop::Args),
     /// Have a sidecar finish its work and end
     Drain(commands::drain::Args),
+    /// Measure this machine: the store beside its raw device, lookups at a million blocks
+    Bench(commands::bench::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -110,6 +112,7 @@ fn main() -> Result<()> {
         Command::Evict(args) => commands::evict::run(&args),
         Command::Drop(args) => commands::drop::run(&args),
         Command::Drain(args) => commands::drain::run(&args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())
