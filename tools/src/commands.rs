@@ -8,6 +8,7 @@ pub mod evict;
 pub mod inspect;
 pub mod ls;
 pub mod replay;
+pub mod serve;
 pub mod stat;
 pub mod tied;
 pub mod verify;

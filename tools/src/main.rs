@@ -8,6 +8,7 @@ use refrain::workload::Workload;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Refrain: a disk-backed KV-cache store with prefix reuse for LLM inference.
 #[derive(Parser)]
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a sidecar: keep the KV of prompts on SSD and serve it to the workers of this node
+    Serve(Box<commands::serve::Args>),
     /// Write a seeded synthetic trace: users, system prompts, documents, conversations
     Workload {
         /// File to write; `-` is standard output
@@ -80,8 +83,20 @@ fn share(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("give a share from 0 to 1".into()) }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, outermost first. Without a standard error nobody can be told.
+            let _ = writeln!(io::stderr().lock(), "refrain: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Workload {
             out,
             requests,
