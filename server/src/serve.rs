@@ -117,8 +117,11 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     }
     tasks.shutdown().await;
     let stopping = Arc::clone(&node);
-    // A panic of the store has been reported by itself.
-    let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
+    let stopping = tokio::task::spawn_blocking(move || stopping.stop());
+    // A drive that hangs is no reason to: what it had not synced was never promised.
+    if tokio::time::timeout(config.drain, stopping).await.is_err() {
+        warn!(limit = ?config.drain, "drives do not stop");
+    }
     if let Some(http) = http {
         let _ = http.await;
     }

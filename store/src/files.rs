@@ -53,19 +53,26 @@ pub fn open_all(directory: &Directory) -> Result<(Vec<File>, Vec<Truncated>), Fi
     if access == Access::ReadWrite {
         check_space(directory, count)?;
     }
-    let (mut files, mut truncated) = (Vec::new(), Vec::new());
+    let (mut files, mut truncated, mut is_made) = (Vec::new(), Vec::new(), Vec::new());
     for id in (0..count).map(SegmentId) {
         let (file, found) = match access {
             Access::ReadOnly => open_as_it_is(directory, id, superblock.segment_bytes)?,
             Access::ReadWrite => open(directory, id, superblock.segment_bytes)?,
         };
-        if let Some(found) = found {
+        is_made.push(found.is_some());
+        if let Some(found) = found.filter(|found| *found > 0 || access == Access::ReadOnly) {
             truncated.push(Truncated { id, found });
         }
         files.push(file);
     }
     if access == Access::ReadOnly {
         return Ok((files, truncated));
+    }
+    // After all of them are made: the first sync carries what the others changed.
+    let opened = (0..).map(SegmentId).zip(&files).zip(&is_made);
+    for ((id, file), _) in opened.filter(|(_, is_made)| **is_made) {
+        let (path, bytes) = (directory.path().join(name(id)), superblock.segment_bytes);
+        file.sync_all().map_err(|source| FilesError::Reserve { path, bytes, source })?;
     }
     for id in (count..).map(SegmentId) {
         // Ids have no gaps: the first absent one ends it.
@@ -120,10 +127,12 @@ fn open(
     }
     let reserve =
         |errno: Errno| FilesError::Reserve { path: path.clone(), bytes, source: errno.into() };
-    fs::ftruncate(&file, bytes).map_err(reserve)?;
+    if found > bytes {
+        fs::ftruncate(&file, bytes).map_err(reserve)?;
+    }
+    // It makes the file longer only as far as it reserves: a crash leaves a short one, not a hollow.
     fs::fallocate(&file, FallocateFlags::empty(), 0, bytes).map_err(reserve)?;
-    file.sync_all().map_err(|source| FilesError::Reserve { path, bytes, source })?;
-    Ok((file, (found > 0).then_some(found)))
+    Ok((file, Some(found)))
 }
 
 fn open_as_it_is(

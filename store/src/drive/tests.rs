@@ -4,10 +4,11 @@
 use super::*;
 use crate::arena::{Arena, Mapping};
 use crate::check::{ReadError, Shape};
-use crate::engine::{NewRecord, ReadSink, Stored};
+use crate::engine::{AppendError, NewRecord, ReadSink, Stored};
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 const SEGMENT: u64 = 16 << 20;
 const NAMESPACE: [u8; 32] = [9; 32];
@@ -38,7 +39,7 @@ fn hash(block: u64) -> [u8; 32] {
 impl Fixture {
     fn new(io_engine: IoEngine, segments: u64, layout: Layout) -> Self {
         let parent = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/..").unwrap();
-        let arena = Arena::new(Mapping::create("test", 64 << 20).unwrap());
+        let arena = Arena::new(Mapping::create("test", 128 << 20).unwrap());
         Self { parent, arena, io_engine, segments, layout }
     }
 
@@ -74,7 +75,12 @@ impl Fixture {
         bytes
     }
 
-    fn append(&self, drive: &Drive, block: u64) -> Result<Stored, crate::engine::AppendError> {
+    fn append(&self, drive: &Drive, block: u64) -> Result<Stored, AppendError> {
+        self.send(drive, block).recv().unwrap()
+    }
+
+    /// Queues a block, and does not wait for it.
+    fn send(&self, drive: &Drive, block: u64) -> Receiver<Result<Stored, AppendError>> {
         let frame = self.arena.allocate(self.layout.stored_length()).unwrap();
         let pages = self.layout.stored_length() - HEADER_SIZE;
         let payload = frame.region().slice(0, pages);
@@ -96,7 +102,7 @@ impl Fixture {
             reply: Box::new(move |outcome| sender.send(outcome).unwrap()),
         };
         drive.append(append).unwrap();
-        receiver.recv().unwrap()
+        receiver
     }
 
     fn read(&self, drive: &Drive, block: u64, address: RecordAddress) -> Result<(), ReadError> {
@@ -194,6 +200,21 @@ fn full_segments_are_sealed_and_recovered_from_their_footers() {
 }
 
 #[test]
+fn records_queued_across_the_end_of_a_segment_all_arrive() {
+    for io_engine in [IoEngine::Uring, IoEngine::Blocking] {
+        // 33 records and a footer fill a segment, and the queue goes on behind it.
+        let fixture = Fixture::new(io_engine, 4, Layout::new(1, 500_000).unwrap());
+        let (drive, _) = fixture.start();
+        let sent: Vec<_> = (0..100).map(|block| fixture.send(&drive, block)).collect();
+        for (block, answer) in (0..).zip(sent) {
+            let stored = answer.recv_timeout(Duration::from_mins(1)).unwrap().unwrap();
+            fixture.read(&drive, block, stored.address).unwrap();
+        }
+        drive.stop();
+    }
+}
+
+#[test]
 fn a_store_without_a_free_segment_refuses_and_goes_on_after_a_release() {
     let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
     let (drive, _) = fixture.start();
@@ -204,7 +225,7 @@ fn a_store_without_a_free_segment_refuses_and_goes_on_after_a_release() {
             Err(error) => break error,
         }
     };
-    assert_eq!(refused, crate::engine::AppendError::NoSpace);
+    assert_eq!(refused, AppendError::NoSpace);
     let first = stored[0].address;
     assert_eq!(drive.segments()[0].state, SegmentState::Sealed);
     drive.release(first.segment).unwrap();

@@ -276,9 +276,11 @@ impl Log {
         if self.bytes_in_flight >= write_bytes {
             return None;
         }
-        self.make_room(now, limits);
-        let placed = self.place_next();
-        let started = placed.or_else(|| self.prepare_next())?;
+        // A record's two halves go to one segment: only then may another take its place.
+        let started = self.finish_placing().or_else(|| {
+            self.make_room(now, limits);
+            self.place_next().or_else(|| self.prepare_next())
+        })?;
         Some(self.started(started, now))
     }
 
@@ -337,14 +339,18 @@ impl Log {
         }
     }
 
-    /// The rest of a record whose header is out, or the header of the next.
+    /// The payload of a record whose header is out.
+    fn finish_placing(&mut self) -> Option<(WriteOp, DeviceOp)> {
+        let current = self.current.as_mut()?;
+        let (step, operation) = current.next_payload()?;
+        let length = operation.bytes();
+        Some((WriteOp { segment: current.id(), step, length }, operation))
+    }
+
+    /// The header of the next record, where it fits.
     fn place_next(&mut self) -> Option<(WriteOp, DeviceOp)> {
         let current = self.current.as_mut()?;
         let segment = current.id();
-        if let Some((step, operation)) = current.next_payload() {
-            let length = operation.bytes();
-            return Some((WriteOp { segment, step, length }, operation));
-        }
         let length = self.queue.front()?.append.layout.stored_length();
         if !current.has_room(self.segment_bytes, length) {
             return None;

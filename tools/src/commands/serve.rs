@@ -88,10 +88,13 @@ pub fn run(args: Args) -> Result<()> {
         .thread_name("refrain-serve")
         .build()
         .context("start the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let shutdown = stop_signal().context("listen to signals")?;
         Ok(refrain_server::serve(config, shutdown).await?)
-    })
+    });
+    // Whatever still blocks, a drive that hangs say, ends with the process.
+    runtime.shutdown_background();
+    served
 }
 
 impl Args {
