@@ -13,8 +13,10 @@ use std::io::{self, Write};
 mod running;
 mod stopped;
 
-/// Shows every field of a block's header, checks its stripes, and says where it lies; or says
-/// the same of a segment, with its blocks.
+/// Show all that is known of a block or a segment
+///
+/// Of a block every field of its header, its place, and whether each stripe is what was written;
+/// of a segment its state, what is damaged, and its blocks.
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain inspect 4fa1                         the block whose sequence hash begins so
@@ -24,6 +26,7 @@ pub struct Args {
     /// First hex digits of a sequence hash, DRIVE/SEGMENT, or the name of a segment's file
     #[arg(value_name = "BLOCK|SEGMENT")]
     subject: Subject,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

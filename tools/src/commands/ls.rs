@@ -9,8 +9,9 @@ use refrain_client::v1::list_request;
 use refrain_store::drive::Opening;
 use std::io::{self, Write};
 
-/// Lists blocks, namespaces or segments: of a running sidecar what it serves, of a stopped
-/// store what its records say.
+/// List blocks, namespaces or segments
+///
+/// Of a running sidecar: what it serves. Of a stopped store: what its records say.
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain ls namespaces                 what takes the space of the sidecar of this node
