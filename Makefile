@@ -3,7 +3,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 TRACE := demo/trace.jsonl
 
-.PHONY: demo test setup
+.PHONY: demo test bench-smoke setup
 
 demo: setup ## write a synthetic day of requests and say what a prefix cache is worth on it
 	cargo build --release --locked -p refrain
@@ -13,6 +13,9 @@ demo: setup ## write a synthetic day of requests and say what a prefix cache is 
 
 test: setup ## run every test
 	cargo test --release --locked --workspace
+
+bench-smoke: setup ## run every benchmark at tiny sizes: that they work, not what they measure
+	cargo bench --locked -p refrain-benches -- --smoke
 
 setup:
 	@.ci/setup

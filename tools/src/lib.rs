@@ -1,5 +1,6 @@
 //! What the commands of `refrain` are made of.
 
+pub mod admin;
 pub mod commands;
 pub mod hex;
 pub mod rows;

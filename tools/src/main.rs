@@ -8,6 +8,7 @@ use refrain::workload::Workload;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Refrain: a disk-backed KV-cache store with prefix reuse for LLM inference.
 #[derive(Parser)]
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a sidecar: keep the KV of prompts on SSD and serve it to the workers of this node
+    Serve(Box<commands::serve::Args>),
     /// Write a seeded synthetic trace: users, system prompts, documents, conversations
     Workload {
         /// File to write; `-` is standard output
@@ -49,6 +52,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Drive a sidecar with the requests of a trace, and compare every byte that comes back
+    Replay(Box<commands::replay::Args>),
+    #[command(hide = true)]
+    Tied(commands::tied::Args),
     Doctor(commands::doctor::Args),
     Ls(commands::ls::Args),
     Stat(commands::stat::Args),
@@ -57,6 +64,8 @@ enum Command {
     Evict(commands::evict::Args),
     Drop(commands::drop::Args),
     Drain(commands::drain::Args),
+    /// Measure this machine: the store beside its raw device, lookups at a million blocks
+    Bench(commands::bench::Args),
     /// Print shell completions
     Completions {
         shell: clap_complete::Shell,
@@ -68,8 +77,20 @@ fn share(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("give a share from 0 to 1".into()) }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, outermost first. Without a standard error nobody can be told.
+            let _ = writeln!(io::stderr().lock(), "refrain: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Workload {
             out,
             requests,
@@ -90,6 +111,8 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
+        Command::Replay(args) => commands::replay::run(&args),
+        Command::Tied(args) => commands::tied::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Ls(args) => commands::ls::run(&args),
         Command::Stat(args) => commands::stat::run(&args),
@@ -98,6 +121,7 @@ fn main() -> Result<()> {
         Command::Evict(args) => commands::evict::run(&args),
         Command::Drop(args) => commands::drop::run(&args),
         Command::Drain(args) => commands::drain::run(&args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())

@@ -1,6 +1,6 @@
 //! Which store a command is about: that of a running sidecar, or a stopped one's directories.
 
-use crate::sidecar::Sidecar;
+use crate::admin::Admin;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use refrain_client::Address;
@@ -30,7 +30,7 @@ pub struct TargetArgs {
 /// Where the answers come from.
 #[derive(Debug)]
 pub enum Target {
-    Running(Box<Sidecar>),
+    Running(Box<Admin>),
     Stopped(Vec<Opening>),
 }
 
@@ -46,7 +46,7 @@ impl TargetArgs {
     /// The store; `open` is for directories that no sidecar holds.
     pub fn open_with(&self, open: Open) -> Result<Target> {
         if self.dir.is_empty() {
-            return Ok(Target::Running(Box::new(Sidecar::connect(&self.address()?)?)));
+            return Ok(Target::Running(Box::new(Admin::connect(&self.address()?)?)));
         }
         let (mut stopped, mut served) = (Vec::new(), Vec::new());
         for path in &self.dir {
@@ -72,11 +72,11 @@ impl TargetArgs {
                 bail!("{one} and {other} are held by two sidecars: ask for one at a time");
             }
         }
-        Ok(Target::Running(Box::new(Sidecar::connect(&address)?)))
+        Ok(Target::Running(Box::new(Admin::connect(&address)?)))
     }
 
     /// The sidecar, for what only a running one can do.
-    pub fn sidecar(&self, what: &str) -> Result<Box<Sidecar>> {
+    pub fn sidecar(&self, what: &str) -> Result<Box<Admin>> {
         match self.open()? {
             Target::Running(sidecar) => Ok(sidecar),
             Target::Stopped(_) => bail!("no sidecar runs on this store: start it to {what}"),

@@ -14,6 +14,8 @@ use crate::format::RecordHeader;
 use crate::geometry::PAGE_SIZE;
 use crate::recover::{Damage, Examined, Inspected, SegmentFile};
 
+mod outline;
+
 /// What whoever opens a store knows of a segment, from a catalogue or from a scan.
 #[derive(Clone, Debug)]
 pub struct KnownSegment {

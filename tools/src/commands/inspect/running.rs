@@ -1,13 +1,13 @@
 //! What a running sidecar says.
 
 use super::{Answer, Record, Segment, Stripe, digest};
+use crate::admin::Admin;
 use crate::hex::hex;
-use crate::sidecar::Sidecar;
 use crate::subject::Subject;
 use anyhow::{Context, Result, bail};
 use refrain_client::v1::{self, inspect_request};
 
-pub(super) fn inspect(sidecar: &mut Sidecar, subject: &Subject) -> Result<Answer> {
+pub(super) fn inspect(sidecar: &mut Admin, subject: &Subject) -> Result<Answer> {
     match subject {
         Subject::Block(prefix) => {
             let subject = inspect_request::Subject::HashPrefix(prefix.bytes());

@@ -1,11 +1,11 @@
 //! A running sidecar reads its blocks and withdraws what is damaged.
 
 use super::{Damaged, Report};
-use crate::sidecar::Sidecar;
+use crate::admin::Admin;
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-pub(super) fn verify(sidecar: &mut Sidecar, rate: u64, bar: &ProgressBar) -> Result<Report> {
+pub(super) fn verify(sidecar: &mut Admin, rate: u64, bar: &ProgressBar) -> Result<Report> {
     let bytes = sidecar.stats()?.drives.iter().map(|drive| drive.live_bytes).sum();
     bar.set_length(bytes);
     let mut report = Report::default();

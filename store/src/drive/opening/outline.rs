@@ -1,0 +1,108 @@
+//! Records without payloads: what a restart and a lookup see of a store, and nothing else of it.
+//!
+//! A million blocks of 4.5 MB are 4.5 TB; their heads, headers and footers are a few hundred
+//! megabytes over reserved space. Whoever reads such a record is told that it is damaged.
+
+use super::{Entry, Generation, Mapping, Opening, RecordHeader, SegmentHead, SegmentId};
+use crate::engine::{NewRecord, entry_of};
+use crate::format::Stripe;
+use crate::geometry::{HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress};
+use crate::segment::{Trailer, encode_footer, footer_length, has_room};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+impl Opening {
+    /// Begins a segment anew with as many of `records` as it holds, payloads left out: sealed with
+    /// a footer alone, or open with the headers alone, which is what recovery reads of either.
+    pub fn outline(
+        &mut self,
+        segment: SegmentId,
+        payload_length: u64,
+        records: &mut dyn Iterator<Item = NewRecord>,
+        sealed: bool,
+    ) -> io::Result<Vec<Entry>> {
+        let birth = self.heads.iter().map(|head| head.birth).max().unwrap_or(0) + 1;
+        let store_id = self.store_id();
+        let segment_bytes = self.segment_bytes();
+        let index = usize::try_from(segment.0).expect("32 bits fit");
+        let generation = Generation(self.heads[index].generation.0 + 1);
+        let head = SegmentHead { id: segment, generation, birth };
+        let file = &self.files[index];
+        write_page(file, SegmentHead::offset(generation), &head.encode(store_id)[..])?;
+        let (mut entries, mut offset) = (Vec::new(), RECORDS_START);
+        let length = crate::geometry::stored_length(payload_length);
+        while has_room(segment_bytes, offset, length, entries.len())
+            && let Some(record) = records.next()
+        {
+            let address = RecordAddress { segment, generation, offset };
+            let header = header(store_id, address, payload_length, record);
+            let bytes = header.encode().map_err(io::Error::other)?;
+            if !sealed {
+                write_page(file, offset, &bytes[..])?;
+            }
+            entries.push(entry_of(&header, RecordHeader::checksum_of(&bytes)));
+            offset += length;
+        }
+        if sealed {
+            seal(file, (head, store_id), (offset, segment_bytes), &entries)?;
+        }
+        file.sync_data()?;
+        self.heads[index] = head;
+        Ok(entries)
+    }
+}
+
+fn header(
+    store_id: [u8; 16],
+    address: RecordAddress,
+    payload_length: u64,
+    record: NewRecord,
+) -> RecordHeader {
+    RecordHeader {
+        store_id,
+        address,
+        key_scheme: record.key_scheme,
+        sequence_hash: record.sequence_hash,
+        shard: record.shard,
+        parent: record.parent,
+        namespace: record.namespace,
+        epoch: record.epoch,
+        position: record.position,
+        payload_length,
+        withdrawn: false,
+        stripes: vec![Stripe { offset: 0, length: payload_length, checksum: 0 }],
+    }
+}
+
+fn seal(
+    file: &File,
+    (head, store_id): (SegmentHead, [u8; 16]),
+    (footer_offset, segment_bytes): (u64, u64),
+    entries: &[Entry],
+) -> io::Result<()> {
+    let length = footer_length(entries.len());
+    let mut footer_checksum = crate::format::checksum(&[]);
+    if length > 0 {
+        let memory = Mapping::create("refrain-outline", length).map_err(io::Error::other)?;
+        let region = memory.region(0, length).map_err(io::Error::other)?;
+        footer_checksum = region.fill_with(|bytes| encode_footer(entries, bytes));
+        file.write_all_at(region.bytes(), footer_offset)?;
+    }
+    let trailer = Trailer {
+        id: head.id,
+        generation: head.generation,
+        footer_offset,
+        entries: u64::try_from(entries.len()).expect("usize fits"),
+        footer_checksum,
+    };
+    write_page(file, segment_bytes - PAGE_SIZE, &trailer.encode(store_id)[..])
+}
+
+/// O_DIRECT asks for memory on a page, which a mapping has.
+fn write_page(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let page = Mapping::create("refrain-outline", HEADER_SIZE).map_err(io::Error::other)?;
+    let region = page.region(0, HEADER_SIZE).map_err(io::Error::other)?;
+    region.copy_from(0, bytes);
+    file.write_all_at(region.bytes(), offset)
+}
