@@ -84,11 +84,12 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     report.seconds = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    let shown = if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)
     } else {
-        report.print(&mut out)?;
-    }
+        report.print(&mut out)
+    };
+    super::printed(shown.map_err(Into::into))?;
     match report.damaged - report.repaired {
         0 => Ok(()),
         _ if args.repair => bail!("damage is left that could not be repaired"),
