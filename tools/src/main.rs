@@ -56,26 +56,20 @@ enum Command {
     Replay(Box<commands::replay::Args>),
     #[command(hide = true)]
     Tied(commands::tied::Args),
-    /// Say what of this machine is wrong for a sidecar, and what to do about it
     Doctor(commands::doctor::Args),
-    /// List blocks, namespaces or segments
     Ls(commands::ls::Args),
-    /// Say how full a store is, and how well its sidecar serves
     Stat(commands::stat::Args),
-    /// Show all that is known of a block or a segment
     Inspect(commands::inspect::Args),
-    /// Read and check everything that is stored
     Verify(commands::verify::Args),
-    /// Forget a block, and all behind it
     Evict(commands::evict::Args),
-    /// Forget all blocks of a namespace
     Drop(commands::drop::Args),
-    /// Have a sidecar finish its work and end
     Drain(commands::drain::Args),
     /// Measure this machine: the store beside its raw device, lookups at a million blocks
     Bench(commands::bench::Args),
     /// Print shell completions
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 fn share(text: &str) -> Result<f64, String> {

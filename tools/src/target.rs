@@ -14,8 +14,7 @@ const DEFAULT_ADDRESS: &str = "unix:/run/refrain/refrain.sock";
 /// Within a store directory: where the sidecar that holds it listens.
 const ADDRESS_FILE: &str = "address";
 
-/// The store to ask about. With neither flag: the sidecar that `REFRAIN_ADDRESS` names, else
-/// the one at `unix:/run/refrain/refrain.sock`.
+// A doc comment would take the place of the command's own help.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TargetArgs {
     /// Socket of a running sidecar; without it and `--dir`, `REFRAIN_ADDRESS` names it, or else it

@@ -102,3 +102,33 @@ fn a_directory_without_a_store_is_not_made_one_by_looking() {
     assert!(matches!(opened, Err(DirectoryError::NoStore { .. })), "{opened:?}");
     assert!(!parent.path().join("superblock").exists());
 }
+
+#[test]
+fn those_who_look_share_a_store_and_leave_it_as_it_is() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    Directory::open(&path, NEW).unwrap();
+    let lock = std::fs::read(path.join("lock")).unwrap();
+    let first = Directory::open_read_only(&path).unwrap();
+    let second = Directory::open_read_only(&path).unwrap();
+    assert_eq!(first.superblock(), second.superblock());
+    assert!(matches!(Directory::open(&path, NEW), Err(DirectoryError::InUse { .. })));
+    drop((first, second));
+    assert_eq!(std::fs::read(path.join("lock")).unwrap(), lock);
+    let writer = Directory::open(&path, NEW).unwrap();
+    assert!(matches!(Directory::open_read_only(&path), Err(DirectoryError::InUse { .. })));
+    drop(writer);
+}
+
+#[test]
+fn a_holder_that_is_gone_is_not_named() {
+    let parent = parent();
+    let path = parent.path().join("store");
+    Directory::open(&path, NEW).unwrap();
+    // Greater than any process id.
+    std::fs::write(path.join("lock"), "process 2147483647").unwrap();
+    let _looking = Directory::open_read_only(&path).unwrap();
+    let refused = Directory::open(&path, NEW).unwrap_err();
+    let DirectoryError::InUse { holder, .. } = refused else { panic!("{refused}") };
+    assert_eq!(holder, "another process");
+}

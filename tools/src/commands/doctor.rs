@@ -10,8 +10,9 @@ mod clock;
 mod directory;
 mod machine;
 
-/// Checks the machine, and with --dir a drive: what was found, and what to do about it. The exit
-/// status is 1 where something is wrong; a warning costs speed, not service.
+/// Say what of this machine or drive is wrong for a sidecar, and what to do about it
+///
+/// The exit status is 1 where something is wrong; a warning costs speed, not service.
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain doctor                     the machine alone
@@ -22,6 +23,7 @@ pub struct Args {
     /// Store directory, or the one where a store should be made
     #[arg(long, value_name = "DIR")]
     dir: Vec<PathBuf>,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
 }

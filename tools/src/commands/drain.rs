@@ -5,9 +5,12 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use std::io::{self, Write};
 
-/// Has the sidecar refuse new work, finish what runs, sync, and end. SIGTERM does the same.
+/// Have a sidecar refuse new work, finish what runs, sync, and end
+///
+/// SIGTERM does the same.
 #[derive(ClapArgs, Debug)]
 pub struct Args {
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

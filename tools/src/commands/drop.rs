@@ -7,13 +7,16 @@ use clap::Args as ClapArgs;
 use refrain_client::v1::{list_entry::Entry, list_request::What};
 use std::io::{self, Write};
 
-/// Forgets all blocks of a namespace at once, as when its weights were replaced in place.
-/// `refrain ls namespaces` names them.
+/// Forget all blocks of a namespace, as when its weights were replaced in place
+///
+/// `refrain ls namespaces` names them. Records stay on disk until their segments are reused, and a
+/// start without its catalogue finds them again: give new weights a revision of their own.
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// First hex digits of a namespace's digest
     #[arg(value_name = "NAMESPACE")]
     namespace: HashPrefix,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use refrain_client::v1::inspect_request::Subject;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-/// Forgets a block and all blocks behind it in its chains, in every shard or in one.
+/// Forget a block and all blocks behind it, in every shard or in one
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// First hex digits of the block's sequence hash
@@ -17,6 +17,7 @@ pub struct Args {
     /// Only this rank's share
     #[arg(long)]
     shard: Option<u32>,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -13,8 +13,10 @@ use std::io::{self, Write};
 mod running;
 mod stopped;
 
-/// Shows every field of a block's header, checks its stripes, and says where it lies; or says
-/// the same of a segment, with its blocks.
+/// Show all that is known of a block or a segment
+///
+/// Of a block every field of its header, its place, and whether each stripe is what was written;
+/// of a segment its state, what is damaged, and its blocks.
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain inspect 4fa1                         the block whose sequence hash begins so
@@ -24,6 +26,7 @@ pub struct Args {
     /// First hex digits of a sequence hash, DRIVE/SEGMENT, or the name of a segment's file
     #[arg(value_name = "BLOCK|SEGMENT")]
     subject: Subject,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -85,22 +88,25 @@ pub fn run(args: &Args) -> Result<()> {
         Target::Running(mut sidecar) => running::inspect(&mut sidecar, &args.subject)?,
         Target::Stopped(drives) => stopped::inspect(&drives, &args.subject)?,
     };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match answer {
-        Answer::Records(records) => {
-            check_one(&args.subject, &records)?;
-            if args.json {
-                writeln!(out, "{}", serde_json::json!({ "records": records }))?;
-            } else {
-                records.iter().try_for_each(|record| record.print(&mut out))?;
-            }
-        }
-        Answer::Segment(segment) if args.json => {
-            writeln!(out, "{}", serde_json::to_string(&segment)?)?;
-        }
-        Answer::Segment(segment) => segment.print(&mut out)?,
+    if let Answer::Records(records) = &answer {
+        check_one(&args.subject, records)?;
     }
-    Ok(out.flush()?)
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    super::printed(print(&answer, args.json, &mut out).and_then(|()| Ok(out.flush()?)))
+}
+
+fn print(answer: &Answer, json: bool, out: &mut impl Write) -> Result<()> {
+    match answer {
+        Answer::Records(records) if json => {
+            writeln!(out, "{}", serde_json::json!({ "records": records }))?;
+        }
+        Answer::Records(records) => records.iter().try_for_each(|record| record.print(out))?,
+        Answer::Segment(segment) if json => {
+            writeln!(out, "{}", serde_json::to_string(segment)?)?;
+        }
+        Answer::Segment(segment) => segment.print(out)?,
+    }
+    Ok(())
 }
 
 /// The records of one block: a rank each, and more where it was stored again.

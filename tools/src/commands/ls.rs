@@ -9,8 +9,9 @@ use refrain_client::v1::list_request;
 use refrain_store::drive::Opening;
 use std::io::{self, Write};
 
-/// Lists blocks, namespaces or segments: of a running sidecar what it serves, of a stopped
-/// store what its records say.
+/// List blocks, namespaces or segments
+///
+/// Of a running sidecar: what it serves. Of a stopped store: what its records say.
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain ls namespaces                 what takes the space of the sidecar of this node
@@ -40,16 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     let target = args.target.open()?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let listed = list(args, target, &mut out).and_then(|()| Ok(out.flush()?));
-    match listed {
-        // Whoever read has seen enough.
-        Err(error) if is_broken_pipe(&error) => Ok(()),
-        listed => listed,
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<io::Error>();
-    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    super::printed(listed)
 }
 
 fn list(args: &Args, target: Target, out: &mut impl Write) -> Result<()> {

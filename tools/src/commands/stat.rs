@@ -10,13 +10,14 @@ use refrain_store::drive::Opening;
 use serde::Serialize;
 use std::io::{self, Write};
 
-/// Says how full a store is and, while its sidecar runs, how well it serves.
+/// Say how full a store is and, while its sidecar runs, how well it serves
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Examples:
   refrain stat                     the sidecar of this node
   refrain stat --dir /mnt/nvme0    a drive, also while its sidecar is stopped
   refrain stat --json | jq .running.matched_blocks")]
 pub struct Args {
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -13,8 +13,9 @@ use std::time::Instant;
 mod running;
 mod stopped;
 
-/// Reads every block and checks every byte. The exit status is 1 where damage was found and not
-/// repaired.
+/// Read and check everything that is stored
+///
+/// The exit status is 1 where damage was found and not repaired.
 ///
 /// A running sidecar withdraws what it finds damaged by itself. A stopped store is left as it is,
 /// byte for byte, unless --repair is given: then damaged records are withdrawn for good, and
@@ -34,6 +35,7 @@ pub struct Args {
     /// Bytes a second to read at most, of a running sidecar
     #[arg(long, value_name = "BYTES")]
     rate: Option<bytesize::ByteSize>,
+    /// JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -82,11 +84,12 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     report.seconds = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    let shown = if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)
     } else {
-        report.print(&mut out)?;
-    }
+        report.print(&mut out)
+    };
+    super::printed(shown.map_err(Into::into))?;
     match report.damaged - report.repaired {
         0 => Ok(()),
         _ if args.repair => bail!("damage is left that could not be repaired"),

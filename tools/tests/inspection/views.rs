@@ -103,3 +103,22 @@ fn doctor_finds_a_good_drive_fit_and_leaves_nothing_behind() {
         assert!(names.contains(&&name.into()), "{name} is missing from {names:?}");
     }
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let store = Store::new();
+    let directory = store.directory();
+    for arguments in [vec!["ls"], vec!["inspect", "0/0"], vec!["verify"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_refrain"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        // Nobody reads from the start.
+        drop(reader);
+        let command = command.args(&arguments).args(["--dir", directory]).stdout(writer);
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
