@@ -168,7 +168,7 @@ async fn connect(path: &Path) -> Result<UnixStream, Absence> {
 }
 
 /// A gRPC connection that, once lost, stays lost.
-async fn channel(path: &Path) -> Result<Channel, Absence> {
+pub(crate) async fn channel(path: &Path) -> Result<Channel, Absence> {
     let stream = tokio::net::UnixStream::connect(path).await;
     let mut stream = Some(stream.map_err(|source| Absence::Socket { source })?);
     let connector = tower::service_fn(move |_| {

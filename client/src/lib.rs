@@ -9,6 +9,7 @@
 //! misses; one that starts again is found by the next call. Any future may be dropped at any point.
 
 mod address;
+mod admin;
 mod call;
 mod client;
 mod connection;
@@ -21,6 +22,7 @@ mod save;
 mod slots;
 
 pub use address::{Address, AddressError};
+pub use admin::admin;
 pub use client::{Client, ClientConfig};
 pub use error::{Absence, ClientError};
 pub use layout::{Layout, Stripe};

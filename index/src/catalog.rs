@@ -79,7 +79,9 @@ impl Catalog {
         let (db, state) = match DB::open(&options(), path) {
             Ok(db) if !there => (db, OpenState::Fresh),
             Ok(db) => match db.get(STORE) {
-                Ok(Some(found)) if found == store_id => (db, OpenState::Kept),
+                Ok(Some(found)) if found == store_id => {
+                    return Ok((Self { db, path: path.into() }, OpenState::Kept));
+                }
                 Ok(Some(_)) => (emptied(path, Some(db))?, OpenState::OtherStore),
                 Ok(None) | Err(_) => (emptied(path, Some(db))?, OpenState::Damaged),
             },

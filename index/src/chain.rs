@@ -148,16 +148,14 @@ impl<P: Place> Chain<P> {
         order.into_iter().rev().map(|index| self.take(index)).collect()
     }
 
-    /// All blocks of a group, with when they were touched.
-    pub fn group(&self, group: u32) -> Vec<(BlockKey, P, u32)> {
-        let mut found = Vec::new();
+    /// All blocks of a group, with when they were touched; the last to come is the first.
+    pub fn group(&self, group: u32) -> impl Iterator<Item = (BlockKey, P, u32)> {
         let mut index = self.groups.get(&group).copied().unwrap_or(NONE);
-        while index != NONE {
-            let node = self.nodes.get(index);
-            found.push((node.key, node.place, node.touched));
+        std::iter::from_fn(move || {
+            let node = (index != NONE).then(|| self.nodes.get(index))?;
             index = node.group_next;
-        }
-        found
+            Some((node.key, node.place, node.touched))
+        })
     }
 
     /// All blocks, with when they were touched, in no particular order.

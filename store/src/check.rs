@@ -15,6 +15,25 @@ pub struct Wanted {
     pub namespace: [u8; 32],
 }
 
+/// What a reader knows beforehand of a record's stripes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Those of a layout: others are refused, and each may be read by itself.
+    Layout(Layout),
+    /// Only the bytes that the record takes on disk: the stripes are what its header says.
+    Stored(u64),
+}
+
+impl Shape {
+    /// Bytes of the record, header and padding included.
+    pub fn stored_length(&self) -> u64 {
+        match self {
+            Self::Layout(layout) => layout.stored_length(),
+            Self::Stored(length) => *length,
+        }
+    }
+}
+
 /// Why a record was not read. To whoever asked for the block it is a miss.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -42,6 +61,19 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// What reports count it as.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "unreadable record",
+            Self::Truncated => "record cut short",
+            Self::Header(_) => "header",
+            Self::Stale | Self::OtherBlock | Self::Layout => "other record",
+            Self::Withdrawn => "withdrawn",
+            Self::Checksum { .. } => "payload",
+            Self::Deadline | Self::Stopped => "not read",
+        }
+    }
+
     /// Whether what is on disk is at fault, so that another try would end alike.
     pub fn is_damage(&self) -> bool {
         match self {
@@ -75,10 +107,14 @@ pub fn header(bytes: &[u8], wanted: &Wanted) -> Result<RecordHeader, ReadError> 
 }
 
 /// Whether the stripes are those that the reader has room for.
-pub fn layout(header: &RecordHeader, layout: &Layout) -> Result<(), ReadError> {
+pub fn shape(header: &RecordHeader, shape: &Shape) -> Result<(), ReadError> {
     let found = header.stripes.iter();
     let found = found.map(|stripe| StripeRange { offset: stripe.offset, length: stripe.length });
-    if found.eq(layout.stripes.iter().copied()) { Ok(()) } else { Err(ReadError::Layout) }
+    let fits = match shape {
+        Shape::Layout(layout) => found.eq(layout.stripes.iter().copied()),
+        Shape::Stored(length) => header.stored_length() == *length,
+    };
+    if fits { Ok(()) } else { Err(ReadError::Layout) }
 }
 
 /// Whether `bytes` are stripe number `index`.

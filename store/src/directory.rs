@@ -1,7 +1,9 @@
 //! A store directory: its permissions, its lock, its superblock.
 //!
 //! The lock is `flock` on a file that names its holder; the kernel drops it with the process, so
-//! that a killed sidecar leaves nothing to clean up. Nothing here follows a symbolic link.
+//! that a killed sidecar leaves nothing to clean up. Who only looks takes it shared: several may
+//! look at once, none while a sidecar runs, and not one byte changes. Nothing here follows a
+//! symbolic link.
 
 use crate::superblock::{COPIES, Superblock, SuperblockError};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
@@ -17,6 +19,14 @@ use thiserror::Error;
 pub struct NewStore {
     pub segment_bytes: u64,
     pub capacity_bytes: u64,
+}
+
+/// What this process may do with a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It looks, and leaves every byte as it is.
+    ReadOnly,
+    ReadWrite,
 }
 
 /// Why a directory is not opened.
@@ -47,20 +57,38 @@ pub struct Directory {
     path: PathBuf,
     superblock: Superblock,
     handle: OwnedFd,
-    /// Held for its lock.
-    _lock: File,
+    access: Access,
+    /// Held for its lock. Only a store that nobody has ever opened for writing has none.
+    _lock: Option<File>,
 }
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
-const FILE_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::RDWR);
+const LOOK_FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC);
+const FILE_FLAGS: OFlags = LOOK_FLAGS.union(OFlags::RDWR);
 
 impl Directory {
     /// Opens the store that is at `path`, and makes nothing.
     pub fn open_existing(path: &Path) -> Result<Self, DirectoryError> {
-        let (handle, lock) = enter(path)?;
+        Self::open_as(path, Access::ReadWrite)
+    }
+
+    /// Opens the store that is at `path` to look at it.
+    pub fn open_read_only(path: &Path) -> Result<Self, DirectoryError> {
+        Self::open_as(path, Access::ReadOnly)
+    }
+
+    fn open_as(path: &Path, access: Access) -> Result<Self, DirectoryError> {
+        let handle = enter(path)?;
+        // Asked first, so that a directory of something else does not get a lock of ours.
+        if read_superblock(path, &handle)?.is_none() {
+            return Err(DirectoryError::NoStore { path: path.into() });
+        }
+        let lock = lock(path, &handle, access)?;
         match read_superblock(path, &handle)? {
-            Some(superblock) => Ok(Self { path: path.into(), superblock, handle, _lock: lock }),
+            Some(superblock) => {
+                Ok(Self { path: path.into(), superblock, handle, access, _lock: lock })
+            }
             None => Err(DirectoryError::NoStore { path: path.into() }),
         }
     }
@@ -79,12 +107,14 @@ impl Directory {
                 return Err(DirectoryError::Create { path, source });
             }
         }
-        let (handle, lock) = enter(path)?;
+        let handle = enter(path)?;
+        let access = Access::ReadWrite;
+        let lock = lock(path, &handle, access)?;
         let superblock = match read_superblock(path, &handle)? {
             Some(superblock) => resize(path, &handle, superblock, new)?,
             None => make(path, &handle, new)?,
         };
-        Ok(Self { path: path.into(), superblock, handle, _lock: lock })
+        Ok(Self { path: path.into(), superblock, handle, access, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -98,21 +128,31 @@ impl Directory {
     pub fn handle(&self) -> &OwnedFd {
         &self.handle
     }
+
+    pub fn access(&self) -> Access {
+        self.access
+    }
 }
 
-fn lock(path: &Path, handle: &OwnedFd) -> Result<File, DirectoryError> {
+fn lock(path: &Path, handle: &OwnedFd, access: Access) -> Result<Option<File>, DirectoryError> {
     let name = path.join("lock");
     let open = |source: Errno| DirectoryError::Open { path: name.clone(), source: source.into() };
-    let file = fs::openat(handle, "lock", FILE_FLAGS | OFlags::CREATE, FILE_MODE).map_err(open)?;
-    let mut file = File::from(file);
-    match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let (flags, operation) = match access {
+        Access::ReadOnly => (LOOK_FLAGS, FlockOperation::NonBlockingLockShared),
+        Access::ReadWrite => {
+            (FILE_FLAGS | OFlags::CREATE, FlockOperation::NonBlockingLockExclusive)
+        }
+    };
+    let mut file = match fs::openat(handle, "lock", flags, FILE_MODE) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) if access == Access::ReadOnly => return Ok(None),
+        Err(errno) => return Err(open(errno)),
+    };
+    match fs::flock(&file, operation) {
+        Ok(()) if access == Access::ReadOnly => return Ok(Some(file)),
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            // Empty in the moment between another's lock and its signature.
-            let mut holder = String::new();
-            let _ = (&mut file).take(256).read_to_string(&mut holder);
-            let holder = if holder.is_empty() { "another process".into() } else { holder };
-            return Err(DirectoryError::InUse { path: path.into(), holder });
+            return Err(DirectoryError::InUse { path: path.into(), holder: holder(&mut file) });
         }
         Err(errno) => return Err(open(errno)),
     }
@@ -120,20 +160,29 @@ fn lock(path: &Path, handle: &OwnedFd) -> Result<File, DirectoryError> {
     file.set_len(0).map_err(write)?;
     file.rewind().map_err(write)?;
     write!(file, "process {}", std::process::id()).map_err(write)?;
-    Ok(file)
+    Ok(Some(file))
 }
 
-fn enter(path: &Path) -> Result<(OwnedFd, File), DirectoryError> {
+/// Who holds the lock, as far as its text still tells: it is empty in the moment between another's
+/// lock and its signature, and names the holder before while somebody only looks.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let _ = file.take(256).read_to_string(&mut text);
+    let process = text.strip_prefix("process ").and_then(|id| id.parse().ok());
+    let process = process.and_then(rustix::process::Pid::from_raw);
+    let lives = process.is_none_or(|id| rustix::process::test_kill_process(id) != Err(Errno::SRCH));
+    if text.is_empty() || !lives { "another process".into() } else { text }
+}
+
+fn enter(path: &Path) -> Result<OwnedFd, DirectoryError> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let handle = fs::open(path, flags, Mode::empty())
-        .map_err(|errno| DirectoryError::Open { path: path.into(), source: errno.into() })?;
-    let lock = lock(path, &handle)?;
-    Ok((handle, lock))
+    fs::open(path, flags, Mode::empty())
+        .map_err(|errno| DirectoryError::Open { path: path.into(), source: errno.into() })
 }
 
 fn read_superblock(path: &Path, handle: &OwnedFd) -> Result<Option<Superblock>, DirectoryError> {
     let name = path.join("superblock");
-    match fs::openat(handle, "superblock", FILE_FLAGS, Mode::empty()) {
+    match fs::openat(handle, "superblock", LOOK_FLAGS, Mode::empty()) {
         Ok(file) => {
             let mut bytes = Vec::new();
             let read = |source| DirectoryError::Read { path: name.clone(), source };

@@ -27,6 +27,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 mod opening;
+mod repair;
 
 pub use opening::{KnownSegment, Opening};
 

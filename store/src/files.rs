@@ -1,6 +1,8 @@
 //! The segment files of a drive: made, reserved in full, opened past the page cache.
+//!
+//! Who only looks gets them as they are: a file cut short stays so, and an absent one is empty.
 
-use crate::directory::Directory;
+use crate::directory::{Access, Directory};
 use crate::geometry::SegmentId;
 use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -32,28 +34,38 @@ pub enum FilesError {
     Open { path: PathBuf, source: io::Error },
 }
 
-/// A segment file that was shorter than it should be; it has been made whole with zeros.
+/// A segment file that was shorter than it should be; unless the store is only looked at, it has
+/// been made whole with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncated {
     pub id: SegmentId,
     pub found: u64,
 }
 
-/// Opens every segment of the store, making and reserving those that are missing, and removing
-/// those beyond its capacity.
+/// Opens every segment of the store. What may be changed is put right: files that are missing are
+/// made and reserved, those beyond the capacity removed.
 pub fn open_all(directory: &Directory) -> Result<(Vec<File>, Vec<Truncated>), FilesError> {
     raise_open_files();
     let superblock = directory.superblock();
     let count = superblock.capacity_bytes / superblock.segment_bytes;
     let count = u32::try_from(count).unwrap_or(u32::MAX);
-    check_space(directory, count)?;
+    let access = directory.access();
+    if access == Access::ReadWrite {
+        check_space(directory, count)?;
+    }
     let (mut files, mut truncated) = (Vec::new(), Vec::new());
     for id in (0..count).map(SegmentId) {
-        let (file, found) = open(directory, id, superblock.segment_bytes)?;
+        let (file, found) = match access {
+            Access::ReadOnly => open_as_it_is(directory, id, superblock.segment_bytes)?,
+            Access::ReadWrite => open(directory, id, superblock.segment_bytes)?,
+        };
         if let Some(found) = found {
             truncated.push(Truncated { id, found });
         }
         files.push(file);
+    }
+    if access == Access::ReadOnly {
+        return Ok((files, truncated));
     }
     for id in (count..).map(SegmentId) {
         // Ids have no gaps: the first absent one ends it.
@@ -112,6 +124,26 @@ fn open(
     fs::fallocate(&file, FallocateFlags::empty(), 0, bytes).map_err(reserve)?;
     file.sync_all().map_err(|source| FilesError::Reserve { path, bytes, source })?;
     Ok((file, (found > 0).then_some(found)))
+}
+
+fn open_as_it_is(
+    directory: &Directory,
+    id: SegmentId,
+    bytes: u64,
+) -> Result<(File, Option<u64>), FilesError> {
+    let path = directory.path().join(name(id));
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECT;
+    let file = match fs::openat(directory.handle(), name(id), flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::INVAL) => return Err(FilesError::NoDirect { path }),
+        // An absent file reads as an empty one.
+        Err(Errno::NOENT) => fs::memfd_create("refrain-absent", fs::MemfdFlags::CLOEXEC)
+            .map_err(|errno| FilesError::Open { path: path.clone(), source: errno.into() })?,
+        Err(errno) => return Err(FilesError::Open { path, source: errno.into() }),
+    };
+    let file = File::from(file);
+    let found = file.metadata().map_err(|source| FilesError::Open { path, source })?.len();
+    Ok((file, (found < bytes).then_some(found)))
 }
 
 /// A file a segment: a large drive has more than the usual soft limit.

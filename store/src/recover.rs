@@ -15,6 +15,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use thiserror::Error;
 
+mod examine;
+
+pub use examine::{Damage, Examined};
+pub(crate) use examine::{examine, first_generation, has_damaged_head};
+
 /// Read at once while records are small.
 const WINDOW: u64 = 1 << 20;
 /// Records above this are skipped over rather than read along.
@@ -59,6 +64,56 @@ pub enum SegmentProblem {
     Unreadable { id: SegmentId },
 }
 
+impl SegmentProblem {
+    /// The kind of a file that was cut; it is made whole when it is opened for writing.
+    pub const TRUNCATED: &str = "segment cut short";
+
+    pub fn segment(&self) -> SegmentId {
+        match *self {
+            Self::Truncated { id, .. }
+            | Self::Swapped { id, .. }
+            | Self::OtherStore { id }
+            | Self::DamagedHead { id }
+            | Self::NewerVersion { id, .. }
+            | Self::Unreadable { id } => id,
+        }
+    }
+
+    /// What reports count it as.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Truncated { .. } => Self::TRUNCATED,
+            Self::Swapped { .. } => "segment swapped",
+            Self::OtherStore { .. } => "segment of another store",
+            Self::DamagedHead { .. } => "head",
+            Self::NewerVersion { .. } => "newer version",
+            Self::Unreadable { .. } => "unreadable segment",
+        }
+    }
+}
+
+/// A segment as it is looked through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SegmentFile<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) head: SegmentHead,
+    pub(crate) store_id: [u8; 16],
+    pub(crate) segment_bytes: u64,
+    /// Whole pages that the file has: fewer than `segment_bytes` where it was cut.
+    pub(crate) available: u64,
+}
+
+impl SegmentFile<'_> {
+    pub(crate) fn address(&self, offset: u64) -> RecordAddress {
+        RecordAddress { segment: self.head.id, generation: self.head.generation, offset }
+    }
+
+    /// Whether `header` was written for byte `offset` of this segment, in its present use.
+    pub(crate) fn owns(&self, header: &RecordHeader, offset: u64) -> bool {
+        header.store_id == self.store_id && header.address == self.address(offset)
+    }
+}
+
 /// The head of a segment; where there is none to trust, an unused one and the reason.
 pub(crate) fn head(
     file: &File,
@@ -101,31 +156,29 @@ pub(crate) fn head(
 }
 
 /// The records of a segment from byte `from` on.
-pub(crate) fn scan(
-    file: &File,
-    head: SegmentHead,
-    store_id: [u8; 16],
-    segment_bytes: u64,
-    from: u64,
-) -> Result<Scan, ScanError> {
-    if head.generation.0 == 0 {
+pub(crate) fn scan(segment: &SegmentFile<'_>, from: u64) -> Result<Scan, ScanError> {
+    if segment.head.generation.0 == 0 {
         return Ok(Scan { end: RECORDS_START, ..Scan::default() });
     }
-    if let Some(mut sealed) = from_footer(file, head, store_id, segment_bytes) {
-        sealed.entries.retain(|entry| entry.offset >= from);
-        return Ok(sealed);
+    match footer(segment) {
+        Footer::Whole(mut sealed) => {
+            sealed.entries.retain(|entry| entry.offset >= from);
+            Ok(sealed)
+        }
+        Footer::Absent | Footer::Damaged => walk(segment, from),
     }
-    let mut window = Window::new(file, head.id, segment_bytes)?;
+}
+
+/// The records of a segment from byte `from` on, from header to header.
+pub(crate) fn walk(segment: &SegmentFile<'_>, from: u64) -> Result<Scan, ScanError> {
+    let mut window = Window::new(segment)?;
     let mut scan = Scan { entries: Vec::new(), end: from, sealed: false };
     let mut last_length = 0;
-    while scan.end + HEADER_SIZE <= segment_bytes {
-        let Some(page) = window.page(scan.end, last_length)? else { break };
+    while scan.end + HEADER_SIZE <= segment.segment_bytes {
+        let Some(page) = window.page(scan.end, last_length < SMALL_RECORD)? else { break };
         let Ok(header) = RecordHeader::decode(page) else { break };
-        let address =
-            RecordAddress { segment: head.id, generation: head.generation, offset: scan.end };
         let length = header.stored_length();
-        let ours = header.store_id == store_id && header.address == address;
-        if !ours || scan.end + length > segment_bytes {
+        if !segment.owns(&header, scan.end) || scan.end + length > segment.segment_bytes {
             break;
         }
         if !header.withdrawn {
@@ -137,31 +190,49 @@ pub(crate) fn scan(
     Ok(scan)
 }
 
-fn from_footer(
-    file: &File,
-    head: SegmentHead,
-    store_id: [u8; 16],
-    segment_bytes: u64,
-) -> Option<Scan> {
-    let page = read_pages(file, segment_bytes - TRAILER_SIZE, TRAILER_SIZE).ok()?;
-    let trailer = Trailer::decode(page.bytes().first_chunk()?, store_id)?;
-    if (trailer.id, trailer.generation) != (head.id, head.generation) {
-        return None;
+/// What stands at the end of a segment.
+pub(crate) enum Footer {
+    /// None of the present use: the segment is not sealed.
+    Absent,
+    /// The records, and where they end.
+    Whole(Scan),
+    /// One was written and is not what was written any more.
+    Damaged,
+}
+
+pub(crate) fn footer(segment: &SegmentFile<'_>) -> Footer {
+    let SegmentFile { file, head, store_id, segment_bytes, available } = *segment;
+    if available < segment_bytes {
+        return Footer::Absent;
     }
+    let Ok(page) = read_pages(file, segment_bytes - TRAILER_SIZE, TRAILER_SIZE) else {
+        return Footer::Damaged;
+    };
+    let page = page.bytes().first_chunk().expect("a page was read");
+    match Trailer::decode(page, store_id) {
+        Some(trailer) if (trailer.id, trailer.generation) == (head.id, head.generation) => {
+            sealed(segment, &trailer).map_or(Footer::Damaged, Footer::Whole)
+        }
+        None if Trailer::is_damaged(page) => Footer::Damaged,
+        Some(_) | None => Footer::Absent,
+    }
+}
+
+fn sealed(segment: &SegmentFile<'_>, trailer: &Trailer) -> Option<Scan> {
     let count = usize::try_from(trailer.entries).ok()?;
     if count > crate::segment::ENTRIES_MAX {
         return None;
     }
     let length = footer_length(count);
-    let inside = trailer.footer_offset.checked_add(length)? <= segment_bytes - TRAILER_SIZE;
+    let end = trailer.footer_offset.checked_add(length)?;
+    let inside = end <= segment.segment_bytes - TRAILER_SIZE;
     if !inside || !trailer.footer_offset.is_multiple_of(PAGE_SIZE) {
         return None;
     }
-    let footer = if length == 0 {
+    if length == 0 {
         return Some(Scan { end: trailer.footer_offset, sealed: true, ..Scan::default() });
-    } else {
-        read_pages(file, trailer.footer_offset, length).ok()?
-    };
+    }
+    let footer = read_pages(segment.file, trailer.footer_offset, length).ok()?;
     if checksum(footer.bytes()) != trailer.footer_checksum {
         return None;
     }
@@ -169,23 +240,61 @@ fn from_footer(
     Some(Scan { entries, end: trailer.footer_offset, sealed: true })
 }
 
+/// What a record says of itself, and where it is wrong.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// `None` where there is none to trust.
+    pub header: Option<RecordHeader>,
+    /// Of each stripe of the header, whether its bytes are those that were written.
+    pub stripes: Vec<bool>,
+    /// What a read of it says.
+    pub verdict: Result<(), ReadError>,
+}
+
+/// Reads a whole record and checks all of it, whatever it meets.
+pub(crate) fn inspect_record(
+    segment: &SegmentFile<'_>,
+    wanted: &Wanted,
+    entry: &Entry,
+) -> Inspected {
+    let none = |error| Inspected { header: None, stripes: Vec::new(), verdict: Err(error) };
+    let region = match record_pages(segment, entry) {
+        Ok(region) => region,
+        Err(error) => return none(error),
+    };
+    let header = match check::header(region.bytes(), wanted) {
+        Ok(header) => header,
+        Err(error) => return none(error),
+    };
+    if header.payload_length != entry.payload_length {
+        return Inspected { header: Some(header), ..none(ReadError::Layout) };
+    }
+    let checks = header.stripes.iter().enumerate().map(|(index, stripe)| {
+        let bytes = region.slice(HEADER_SIZE + stripe.offset, stripe.length);
+        check::stripe(&header, index, bytes.bytes())
+    });
+    let checks: Vec<_> = checks.collect();
+    let stripes = checks.iter().map(Result::is_ok).collect();
+    Inspected { header: Some(header), stripes, verdict: checks.into_iter().collect() }
+}
+
 /// Reads and checks a whole record; `Ok` is its header.
 pub(crate) fn read_record(
-    file: &File,
+    segment: &SegmentFile<'_>,
     wanted: &Wanted,
     entry: &Entry,
 ) -> Result<RecordHeader, ReadError> {
-    let region = read_pages(file, entry.offset, entry.stored_length())
-        .map_err(|error| read_error(&error))?;
-    let header = check::header(region.bytes(), wanted)?;
-    if header.payload_length != entry.payload_length {
-        return Err(ReadError::Layout);
+    let Inspected { header, verdict, .. } = inspect_record(segment, wanted, entry);
+    verdict.map(|()| header.expect("a record without a header is no good"))
+}
+
+fn record_pages(segment: &SegmentFile<'_>, entry: &Entry) -> Result<Region, ReadError> {
+    let end = entry.offset.checked_add(entry.stored_length());
+    if end.is_none_or(|end| end > segment.available) {
+        return Err(ReadError::Truncated);
     }
-    for (index, stripe) in header.stripes.iter().enumerate() {
-        let bytes = region.slice(HEADER_SIZE + stripe.offset, stripe.length);
-        check::stripe(&header, index, bytes.bytes())?;
-    }
-    Ok(header)
+    read_pages(segment.file, entry.offset, entry.stored_length())
+        .map_err(|error| read_error(&error))
 }
 
 fn read_error(error: &io::Error) -> ReadError {
@@ -195,7 +304,7 @@ fn read_error(error: &io::Error) -> ReadError {
     ReadError::Io(rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO))
 }
 
-fn read_pages(file: &File, offset: u64, length: u64) -> io::Result<Region> {
+pub(crate) fn read_pages(file: &File, offset: u64, length: u64) -> io::Result<Region> {
     let memory = Mapping::create("refrain-scan", length).map_err(io::Error::other)?;
     let region = memory.region(0, length).expect("the whole mapping");
     region.fill_with(|bytes| file.read_exact_at(bytes, offset))?;
@@ -203,10 +312,8 @@ fn read_pages(file: &File, offset: u64, length: u64) -> io::Result<Region> {
 }
 
 /// Pages of a segment in growing order, read in large pieces where records are small.
-struct Window<'a> {
-    file: &'a File,
-    segment: SegmentId,
-    segment_bytes: u64,
+pub(crate) struct Window<'a> {
+    segment: &'a SegmentFile<'a>,
     memory: Arc<Mapping>,
     offset: u64,
     length: u64,
@@ -214,30 +321,30 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(file: &'a File, segment: SegmentId, segment_bytes: u64) -> Result<Self, ScanError> {
+    pub(crate) fn new(segment: &'a SegmentFile<'a>) -> Result<Self, ScanError> {
         let memory = Mapping::create("refrain-scan", WINDOW)
-            .map_err(|source| ScanError::Memory { segment, source })?;
-        Ok(Self {
-            file,
-            segment,
-            segment_bytes,
-            memory,
-            offset: 0,
-            length: 0,
-            page: Box::new([0; 4096]),
-        })
+            .map_err(|source| ScanError::Memory { segment: segment.head.id, source })?;
+        Ok(Self { segment, memory, offset: 0, length: 0, page: Box::new([0; 4096]) })
     }
 
-    /// The page at `offset`; `None` where the file ends.
-    fn page(&mut self, offset: u64, last_length: u64) -> Result<Option<&HeaderBytes>, ScanError> {
+    /// The page at `offset`, with `ahead` what follows is read along; `None` where the file ends.
+    pub(crate) fn page(
+        &mut self,
+        offset: u64,
+        ahead: bool,
+    ) -> Result<Option<&HeaderBytes>, ScanError> {
+        let SegmentFile { file, head, available, .. } = *self.segment;
+        if offset + PAGE_SIZE > available {
+            return Ok(None);
+        }
         if offset < self.offset || offset + PAGE_SIZE > self.offset + self.length {
-            let wanted = if last_length < SMALL_RECORD { WINDOW } else { PAGE_SIZE };
-            let length = wanted.min(self.segment_bytes - offset);
+            let wanted = if ahead { WINDOW } else { PAGE_SIZE };
+            let length = wanted.min(available - offset);
             let region = self.memory.region(0, length).expect("at most a window");
-            match region.fill_with(|bytes| self.file.read_exact_at(bytes, offset)) {
+            match region.fill_with(|bytes| file.read_exact_at(bytes, offset)) {
                 Ok(()) => (self.offset, self.length) = (offset, length),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(source) => return Err(ScanError::Read { segment: self.segment, source }),
+                Err(source) => return Err(ScanError::Read { segment: head.id, source }),
             }
         }
         let at = usize::try_from(offset - self.offset).expect("within a window");

@@ -128,6 +128,11 @@ impl Trailer {
         page
     }
 
+    /// Whether something else than a whole trailer, of whatever store and use, stands in its place.
+    pub fn is_damaged(page: &Page) -> bool {
+        page.iter().any(|&byte| byte != 0) && !is_sealed(page)
+    }
+
     /// `None` for anything but a whole trailer of this store in a version that this build reads.
     pub fn decode(page: &Page, store_id: [u8; 16]) -> Option<Self> {
         let known = u32::from_le_bytes(field(page, 8)) <= VERSION;

@@ -217,10 +217,31 @@ impl Drop for UringDevice {
     }
 }
 
-fn build() -> io::Result<IoUring> {
+/// How well a ring can be set up here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// With all that the device asks for.
+    Full,
+    /// By an older kernel, with reduced flags: a little slower.
+    Reduced,
+}
+
+/// Sets a ring up and takes it down again.
+pub fn support() -> io::Result<Support> {
+    match build_full() {
+        Ok(_) => Ok(Support::Full),
+        Err(_) => build().map(|_| Support::Reduced),
+    }
+}
+
+fn build_full() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun();
-    builder.build(ENTRIES).or_else(|error| match Errno::from_io_error(&error) {
+    builder.build(ENTRIES)
+}
+
+fn build() -> io::Result<IoUring> {
+    build_full().or_else(|error| match Errno::from_io_error(&error) {
         // Older kernels know neither flag.
         Some(Errno::INVAL) => IoUring::new(ENTRIES),
         _ => Err(error),

@@ -1,5 +1,12 @@
 //! What the commands of `refrain` are made of.
 
+pub mod admin;
 pub mod commands;
+pub mod hex;
+pub mod rows;
+pub mod sidecar;
+pub mod stopped;
+pub mod subject;
+pub mod target;
 pub mod trace;
 pub mod workload;

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
-use refrain::commands::bench;
+use refrain::commands;
 use refrain::trace;
 use refrain::workload::Workload;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Refrain: a disk-backed KV-cache store with prefix reuse for LLM inference.
 #[derive(Parser)]
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a sidecar: keep the KV of prompts on SSD and serve it to the workers of this node
+    Serve(Box<commands::serve::Args>),
     /// Write a seeded synthetic trace: users, system prompts, documents, conversations
     Workload {
         /// File to write; `-` is standard output
@@ -49,8 +52,28 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Drive a sidecar with the requests of a trace, and compare every byte that comes back
+    Replay(Box<commands::replay::Args>),
+    #[command(hide = true)]
+    Tied(commands::tied::Args),
+    /// Say what of this machine is wrong for a sidecar, and what to do about it
+    Doctor(commands::doctor::Args),
+    /// List blocks, namespaces or segments
+    Ls(commands::ls::Args),
+    /// Say how full a store is, and how well its sidecar serves
+    Stat(commands::stat::Args),
+    /// Show all that is known of a block or a segment
+    Inspect(commands::inspect::Args),
+    /// Read and check everything that is stored
+    Verify(commands::verify::Args),
+    /// Forget a block, and all behind it
+    Evict(commands::evict::Args),
+    /// Forget all blocks of a namespace
+    Drop(commands::drop::Args),
+    /// Have a sidecar finish its work and end
+    Drain(commands::drain::Args),
     /// Measure this machine: the store beside its raw device, lookups at a million blocks
-    Bench(bench::Args),
+    Bench(commands::bench::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -60,8 +83,20 @@ fn share(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("give a share from 0 to 1".into()) }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, outermost first. Without a standard error nobody can be told.
+            let _ = writeln!(io::stderr().lock(), "refrain: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Workload {
             out,
             requests,
@@ -82,7 +117,17 @@ fn main() -> Result<()> {
                 .with_context(|| format!("write {}", out.display()))
         }
         Command::Ideal { trace, block_tokens, json } => ideal(&trace, block_tokens, json),
-        Command::Bench(args) => bench::run(args),
+        Command::Replay(args) => commands::replay::run(&args),
+        Command::Tied(args) => commands::tied::run(args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Ls(args) => commands::ls::run(&args),
+        Command::Stat(args) => commands::stat::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Evict(args) => commands::evict::run(&args),
+        Command::Drop(args) => commands::drop::run(&args),
+        Command::Drain(args) => commands::drain::run(&args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());
             Ok(())

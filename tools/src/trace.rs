@@ -71,7 +71,7 @@ pub fn read(
 ) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<>, TraceError> {
     let mut file = BufReader::new(File::open(path).map_err(TraceError::Open)?);
     let gzip = file.fill_buf().map_err(TraceError::Open)?.starts_with(&[0x1f, 0x8b]);
-    let reader: Box<dyn Read> =
+    let reader: Box<dyn Read + Send> =
         if gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     Ok(parse(BufReader::new(reader), block_tokens))
 }
@@ -126,23 +126,45 @@ fn parse_line(line: u64, text: &str, block_tokens: u64) -> Result<Request, Trace
     })
 }
 
+/// A cache that forgets nothing.
+#[derive(Clone, Debug)]
+pub struct Unlimited {
+    block_tokens: u64,
+    seen: HashSet<u64>,
+    ideal: Ideal,
+}
+
+impl Unlimited {
+    pub fn new(block_tokens: u64) -> Self {
+        Self { block_tokens, seen: HashSet::new(), ideal: Ideal::default() }
+    }
+
+    /// Serves a request, and keeps all of it.
+    pub fn serve(&mut self, request: &Request) {
+        let hit = request.blocks.iter().take_while(|id| self.seen.contains(*id)).count() as u64;
+        self.seen.extend(&request.blocks);
+        self.ideal.requests += 1;
+        self.ideal.input_tokens += request.input_tokens;
+        self.ideal.hit_tokens += hit * self.block_tokens;
+        self.ideal.unique_blocks = self.seen.len() as u64;
+    }
+
+    /// What it has served so far.
+    pub fn ideal(&self) -> Ideal {
+        self.ideal
+    }
+}
+
 /// Replays `requests` against a cache that forgets nothing.
 pub fn ideal(
     requests: impl Iterator<Item = Result<Request, TraceError>>,
     block_tokens: u64,
 ) -> Result<Ideal, TraceError> {
-    let mut seen = HashSet::new();
-    let mut sum = Ideal::default();
+    let mut unlimited = Unlimited::new(block_tokens);
     for request in requests {
-        let request = request?;
-        let hit = request.blocks.iter().take_while(|id| seen.contains(*id)).count() as u64;
-        sum.requests += 1;
-        sum.input_tokens += request.input_tokens;
-        sum.hit_tokens += hit * block_tokens;
-        seen.extend(request.blocks);
+        unlimited.serve(&request?);
     }
-    sum.unique_blocks = seen.len() as u64;
-    Ok(sum)
+    Ok(unlimited.ideal())
 }
 
 #[cfg(test)]

@@ -107,7 +107,9 @@ fn flipped_bits_in_the_files_are_found_or_harmless() {
     let fixture = Fixture::new();
     let (catalog, _) = fixture.open();
     let runs: Vec<_> = (0..8).map(|segment| run(segment, 1, START, 200)).collect();
-    runs.iter().for_each(|run| catalog.commit(run).unwrap());
+    for run in &runs {
+        catalog.commit(run).unwrap();
+    }
     catalog.close().unwrap();
     let expected: Vec<Row> = runs.iter().flat_map(|run| run.rows.clone()).collect();
     let table = fs::read_dir(fixture.path()).unwrap().map(|entry| entry.unwrap().path());

@@ -81,7 +81,7 @@ fn a_group_lists_its_blocks_also_after_moves_and_removals() {
     chain.remove(key(3));
     assert_eq!(chain.replace(key(6), 7), Some(6));
     let group = |chain: &Chain<u8>, group| {
-        let mut keys: Vec<_> = chain.group(group).into_iter().map(|(key, ..)| key).collect();
+        let mut keys: Vec<_> = chain.group(group).map(|(key, ..)| key).collect();
         keys.sort_unstable();
         keys
     };

@@ -1,6 +1,6 @@
 //! The wire: gRPC messages, and the handshake of a session.
 //!
-//! `src/generated` is written from `proto/refrain/v1/refrain.proto` by `tests/generated.rs`, and
+//! `src/generated` is written from `proto/refrain/v1/refrain.proto` by `codegen`, and
 //! committed, so that no build needs a generator.
 
 pub mod session;

@@ -8,9 +8,11 @@ use super::{
 };
 use super::{Durability, IoEngine};
 use crate::check::{ReadError, Wanted};
+use crate::directory::Access;
+use crate::files::FilesError;
 use crate::format::RecordHeader;
-use crate::geometry::RecordAddress;
-use std::os::unix::fs::FileExt;
+use crate::geometry::PAGE_SIZE;
+use crate::recover::{Damage, Examined, Inspected, SegmentFile};
 
 mod outline;
 
@@ -28,10 +30,12 @@ pub struct KnownSegment {
 /// An open, locked store.
 #[derive(Debug)]
 pub struct Opening {
-    directory: Directory,
-    files: Vec<File>,
-    heads: Vec<SegmentHead>,
-    problems: Vec<SegmentProblem>,
+    pub(super) directory: Directory,
+    pub(super) files: Vec<File>,
+    /// Whole pages of each file, up to the size of a segment.
+    pub(super) available: Vec<u64>,
+    pub(super) heads: Vec<SegmentHead>,
+    pub(super) problems: Vec<SegmentProblem>,
     io_engine: IoEngine,
     durability: Durability,
 }
@@ -62,27 +66,60 @@ impl Opening {
         Self::enter(Directory::open_existing(path)?, IoEngine::Auto, Durability::Group)
     }
 
+    /// Opens the store at `path` to look at it: nothing on the disk changes, not even what is
+    /// wrong. It cannot be started.
+    pub fn open_read_only(path: &Path) -> Result<Self, OpenError> {
+        Self::enter(Directory::open_read_only(path)?, IoEngine::Auto, Durability::Group)
+    }
+
     fn enter(
         directory: Directory,
         io_engine: IoEngine,
         durability: Durability,
     ) -> Result<Self, OpenError> {
         let (files, truncated) = files::open_all(&directory)?;
-        let store_id = directory.superblock().store_id;
-        let (mut heads, mut problems) = (Vec::new(), Vec::new());
+        let segment_bytes = directory.superblock().segment_bytes;
+        let mut available = Vec::new();
         for (id, file) in (0..).map(SegmentId).zip(&files) {
-            let (head, problem) = recover::head(file, id, store_id);
-            if let Some(problem @ SegmentProblem::NewerVersion { .. }) = problem {
-                return Err(problem.into());
-            }
-            heads.push(head);
-            problems.extend(problem);
+            let path = || directory.path().join(files::name(id));
+            let length =
+                file.metadata().map_err(|source| FilesError::Open { path: path(), source });
+            available.push(length?.len().min(segment_bytes) / PAGE_SIZE * PAGE_SIZE);
         }
         let truncated = truncated.into_iter();
-        problems.extend(truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found }));
+        let problems = truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found });
+        let problems = problems.collect();
+        let heads = Vec::new();
+        let mut opening =
+            Self { directory, files, available, heads, problems, io_engine, durability };
+        opening.look_at_heads();
+        let newer =
+            |problem: &&SegmentProblem| matches!(problem, SegmentProblem::NewerVersion { .. });
+        match opening.problems.iter().find(newer) {
+            Some(&problem) => Err(problem.into()),
+            None => Ok(opening),
+        }
+    }
+
+    /// Reads every segment's head, and tells what is wrong with segments by them.
+    pub(super) fn look_at_heads(&mut self) {
+        let store_id = self.store_id();
+        self.heads.clear();
+        self.problems.retain(|problem| matches!(problem, SegmentProblem::Truncated { .. }));
+        for (id, file) in (0..).map(SegmentId).zip(&self.files) {
+            let (head, problem) = recover::head(file, id, store_id);
+            let cut = SegmentProblem::Unreadable { id };
+            let known = |problem: &SegmentProblem| matches!(problem, SegmentProblem::Truncated { id: at, .. } if *at == id);
+            let problem = problem.filter(|&problem| {
+                // Too short to have a head: that it was cut says so already.
+                problem != cut || !self.problems.iter().any(known)
+            });
+            self.heads.push(head);
+            self.problems.extend(problem);
+        }
         // An untrusted head may stand for any use before: none of them may be repeated.
-        let newest = heads.iter().map(|head| head.generation).max().unwrap_or(Generation(0));
-        for head in &mut heads {
+        let newest = self.heads.iter().map(|head| head.generation).max().unwrap_or(Generation(0));
+        for head in &mut self.heads {
             let untrusted = |problem: &SegmentProblem| match *problem {
                 SegmentProblem::Swapped { id, .. }
                 | SegmentProblem::OtherStore { id }
@@ -90,11 +127,10 @@ impl Opening {
                 | SegmentProblem::Unreadable { id } => id == head.id,
                 SegmentProblem::Truncated { .. } | SegmentProblem::NewerVersion { .. } => false,
             };
-            if problems.iter().any(untrusted) {
+            if self.problems.iter().any(untrusted) {
                 head.generation = Generation(newest.0 + 1);
             }
         }
-        Ok(Self { directory, files, heads, problems, io_engine, durability })
     }
 
     pub fn store_id(&self) -> [u8; 16] {
@@ -129,9 +165,16 @@ impl Opening {
 
     /// The records of a segment from byte `from` on: [`RECORDS_START`], or the end of what is known.
     pub fn scan(&self, segment: SegmentId, from: u64) -> Result<Scan, ScanError> {
-        let (file, head) = self.segment(segment);
-        let from = from.max(RECORDS_START);
-        recover::scan(file, head, self.store_id(), self.segment_bytes(), from)
+        recover::scan(&self.segment(segment), from.max(RECORDS_START))
+    }
+
+    /// Looks a segment through for damage that a scan passes over.
+    pub fn examine(&self, segment: SegmentId) -> Result<Examined, ScanError> {
+        let mut examined = recover::examine(&self.segment(segment))?;
+        if self.problems.contains(&SegmentProblem::DamagedHead { id: segment }) {
+            examined.damage.retain(|damage| !matches!(damage, Damage::Head { .. }));
+        }
+        Ok(examined)
     }
 
     /// Reads one record and checks all of it.
@@ -140,55 +183,25 @@ impl Opening {
         segment: SegmentId,
         entry: &Entry,
     ) -> Result<RecordHeader, ReadError> {
-        let (file, head) = self.segment(segment);
-        recover::read_record(file, &self.wanted(head, entry), entry)
+        let segment = self.segment(segment);
+        recover::read_record(&segment, &wanted(&segment, entry), entry)
     }
 
-    /// Makes a record count no more, for good. Its place in the segment stays taken.
-    pub fn withdraw_record(&self, segment: SegmentId, entry: &Entry) -> std::io::Result<()> {
-        let (file, head) = self.segment(segment);
-        let wanted = self.wanted(head, entry);
-        let stripe = crate::format::Stripe { offset: 0, length: entry.payload_length, checksum: 0 };
-        let header = RecordHeader {
-            store_id: wanted.store_id,
-            address: wanted.address,
-            key_scheme: entry.key_scheme,
-            sequence_hash: entry.sequence_hash,
-            shard: entry.shard,
-            parent: entry.parent,
-            namespace: entry.namespace,
-            epoch: entry.epoch,
-            position: entry.position,
-            payload_length: entry.payload_length,
-            withdrawn: true,
-            stripes: vec![stripe],
-        };
-        let bytes = header.encode().map_err(std::io::Error::other)?;
-        let page = Mapping::create("refrain-repair", crate::geometry::HEADER_SIZE);
-        let page = page.map_err(std::io::Error::other)?;
-        let region = page.region(0, crate::geometry::HEADER_SIZE).map_err(std::io::Error::other)?;
-        region.copy_from(0, &bytes[..]);
-        file.write_all_at(region.bytes(), entry.offset)?;
-        file.sync_data()
+    /// Reads one record and says of each part whether it is what was written.
+    pub fn inspect_record(&self, segment: SegmentId, entry: &Entry) -> Inspected {
+        let segment = self.segment(segment);
+        recover::inspect_record(&segment, &wanted(&segment, entry), entry)
     }
 
-    fn wanted(&self, head: SegmentHead, entry: &Entry) -> Wanted {
-        Wanted {
-            store_id: self.store_id(),
-            address: RecordAddress {
-                segment: head.id,
-                generation: head.generation,
-                offset: entry.offset,
-            },
-            sequence_hash: entry.sequence_hash,
-            shard: entry.shard,
-            namespace: entry.namespace,
-        }
-    }
-
-    fn segment(&self, id: SegmentId) -> (&File, SegmentHead) {
+    pub(super) fn segment(&self, id: SegmentId) -> SegmentFile<'_> {
         let index = usize::try_from(id.0).expect("32 bits fit");
-        (&self.files[index], self.heads[index])
+        SegmentFile {
+            file: &self.files[index],
+            head: self.heads[index],
+            store_id: self.store_id(),
+            segment_bytes: self.segment_bytes(),
+            available: self.available[index],
+        }
     }
 
     /// Starts the drive's thread over what is `known`; segments that are not are free.
@@ -198,6 +211,7 @@ impl Opening {
         known: Vec<KnownSegment>,
         on_group: Box<dyn FnMut(GroupEvent) + Send>,
     ) -> Result<Drive, OpenError> {
+        assert_eq!(self.directory.access(), Access::ReadWrite, "a drive writes");
         let counters = Arc::new(Counters::default());
         let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
         let mut registered = arenas.to_vec();
@@ -264,5 +278,15 @@ impl Opening {
             }
         }
         setups
+    }
+}
+
+fn wanted(segment: &SegmentFile<'_>, entry: &Entry) -> Wanted {
+    Wanted {
+        store_id: segment.store_id,
+        address: segment.address(entry.offset),
+        sequence_hash: entry.sequence_hash,
+        shard: entry.shard,
+        namespace: entry.namespace,
     }
 }

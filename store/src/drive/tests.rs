@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::arena::{Arena, Mapping};
-use crate::check::ReadError;
+use crate::check::{ReadError, Shape};
 use crate::engine::{NewRecord, ReadSink, Stored};
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
 use std::os::unix::fs::FileExt;
@@ -100,7 +100,9 @@ impl Fixture {
     }
 
     fn read(&self, drive: &Drive, block: u64, address: RecordAddress) -> Result<(), ReadError> {
-        for by_stripe in [true, false] {
+        let layout = Shape::Layout(self.layout.clone());
+        let stored = Shape::Stored(self.layout.stored_length());
+        for (shape, by_stripe) in [(layout.clone(), true), (layout, false), (stored, false)] {
             let frame = Arc::new(self.arena.allocate(self.layout.stored_length()).unwrap());
             let (sender, receiver) = channel();
             let record = RecordRead {
@@ -108,7 +110,7 @@ impl Fixture {
                 sequence_hash: hash(block),
                 shard: 0,
                 namespace: NAMESPACE,
-                layout: self.layout.clone(),
+                shape,
                 frame: Arc::clone(&frame),
                 by_stripe,
                 deadline: None,

@@ -2,10 +2,10 @@
 
 use super::rate::Rate;
 use crate::arena::Frame;
-use crate::check::{self, ReadError, Wanted};
+use crate::check::{self, ReadError, Shape, Wanted};
 use crate::device::DeviceOp;
 use crate::format::RecordHeader;
-use crate::geometry::{HEADER_SIZE, Layout, PAGE_SIZE, RecordAddress};
+use crate::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use crate::stats::Counters;
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -31,10 +31,10 @@ pub struct RecordRead {
     pub sequence_hash: [u8; 32],
     pub shard: u32,
     pub namespace: [u8; 32],
-    pub layout: Layout,
+    pub shape: Shape,
     pub frame: Arc<Frame>,
-    /// One operation a stripe, in the order of the stripes over all records of a call; otherwise
-    /// one operation a record.
+    /// One operation a stripe, in the order of the stripes over all records of a call; otherwise,
+    /// and where the layout is not known, one operation a record.
     pub by_stripe: bool,
     /// A read that has not begun by then is answered as late.
     pub deadline: Option<Instant>,
@@ -62,7 +62,8 @@ struct Active {
     header: Option<RecordHeader>,
     /// Read before the header was.
     unchecked: Vec<usize>,
-    stripes_left: usize,
+    /// Not checked yet; known from the header on.
+    stripes_left: Option<usize>,
     /// Queued or in flight: while there are any, the frame is kept.
     parts_left: usize,
     answered: bool,
@@ -130,11 +131,14 @@ impl Reads {
 
     /// The record's number, parts and stripes, if its frame has room for it.
     fn add(&mut self, request: RecordRead) -> Option<(usize, usize, usize)> {
-        if request.frame.region().length() < request.layout.stored_length() {
+        if request.frame.region().length() < request.shape.stored_length() {
             request.sink.done(Err(ReadError::Layout));
             return None;
         }
-        let stripes = request.layout.stripes.len();
+        let stripes = match &request.shape {
+            Shape::Layout(layout) => layout.stripes.len(),
+            Shape::Stored(_) => 1,
+        };
         let parts = if request.by_stripe { stripes } else { 1 };
         let wanted = Wanted {
             store_id: self.store_id,
@@ -152,7 +156,7 @@ impl Reads {
             wanted,
             header: None,
             unchecked: Vec::new(),
-            stripes_left: stripes,
+            stripes_left: None,
             parts_left: parts,
             answered: false,
         });
@@ -215,7 +219,7 @@ impl Reads {
                 active.answer(Err(ReadError::Io(errno)));
             }
         }
-        if active.stripes_left == 0 {
+        if active.stripes_left == Some(0) {
             active.answer(Ok(()));
         }
         self.leave(part.record);
@@ -243,7 +247,10 @@ impl Reads {
     /// Where a part lies in its record, in whole pages.
     fn range(&self, part: Part) -> (u64, u64) {
         let active = self.active[part.record].as_ref().expect("a part has its record");
-        let stripes = &active.request.layout.stripes;
+        let stripes = match &active.request.shape {
+            Shape::Layout(layout) => &layout.stripes,
+            Shape::Stored(length) => return (0, *length),
+        };
         let last = stripes[part.first + part.count - 1];
         let start = if part.first == 0 { 0 } else { HEADER_SIZE + stripes[part.first].offset };
         let end = HEADER_SIZE + (last.offset + last.length).next_multiple_of(PAGE_SIZE);
@@ -254,19 +261,26 @@ impl Reads {
 impl Active {
     fn check(&mut self, part: Part) -> Result<(), ReadError> {
         let bytes = self.request.frame.region().bytes();
+        let mut arrived = part.first..part.first + part.count;
         if part.first == 0 {
             let header = check::header(bytes, &self.wanted)?;
-            check::layout(&header, &self.request.layout)?;
+            check::shape(&header, &self.request.shape)?;
+            if matches!(self.request.shape, Shape::Stored(_)) {
+                arrived = 0..header.stripes.len();
+            }
+            self.stripes_left = Some(header.stripes.len());
             self.header = Some(header);
         }
-        self.unchecked.extend(part.first..part.first + part.count);
-        let Some(header) = &self.header else { return Ok(()) };
+        self.unchecked.extend(arrived);
+        let (Some(header), Some(left)) = (&self.header, &mut self.stripes_left) else {
+            return Ok(());
+        };
         for index in self.unchecked.drain(..) {
-            let range = self.request.layout.stripes[index];
+            let range = header.stripes[index];
             let start = usize::try_from(HEADER_SIZE + range.offset).expect("memory is addressed");
             let length = usize::try_from(range.length).expect("memory is addressed");
             check::stripe(header, index, &bytes[start..start + length])?;
-            self.stripes_left -= 1;
+            *left -= 1;
             self.request.sink.stripe(index);
         }
         Ok(())

@@ -1,0 +1,257 @@
+//! The `Admin` service: what operators ask a node.
+
+use crate::inspect::BlockView;
+use crate::metrics::{Eviction, Source};
+use crate::node::Node;
+use crate::place::{DriveId, Group};
+use crate::wire;
+use refrain_index::chain::BlockKey;
+use refrain_index::hash::SequenceHash;
+use refrain_index::namespace::NamespaceDigest;
+use refrain_proto::v1::{self, admin_server, inspect_request, list_entry, list_request::What};
+use refrain_store::engine::SegmentState;
+use refrain_store::geometry::SegmentId;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+type Answered<T> = Result<Response<T>, Status>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Blocks described under one lock.
+const LISTED_AT_ONCE: usize = 1024;
+/// Blocks of a prefix that fits more than one.
+const AMBIGUOUS_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct AdminService {
+    pub(crate) node: Arc<Node>,
+    /// Told to stop the process.
+    pub(crate) drain: watch::Sender<bool>,
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    type ListStream = Answers<v1::ListEntry>;
+    type VerifyStream = Answers<v1::VerifyProgress>;
+
+    async fn stats(&self, _: Request<v1::StatsRequest>) -> Answered<v1::StatsResponse> {
+        Ok(Response::new(stats(&self.node)))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Answered<Self::ListStream> {
+        let request = request.into_inner();
+        let what = What::try_from(request.what).unwrap_or(What::Unspecified);
+        let limit = match request.limit {
+            0 => usize::MAX,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let (send, entries) = mpsc::channel(64);
+        let node = Arc::clone(&self.node);
+        match what {
+            What::Blocks => {
+                drop(tokio::spawn(async move { list_blocks(&node, limit, &send).await }));
+            }
+            What::Namespaces => {
+                let all: Vec<_> =
+                    node.state().namespaces.all().iter().take(limit).map(info).collect();
+                tokio::spawn(send_all(send, all, list_entry::Entry::Namespace));
+            }
+            What::Segments => {
+                let all = segments(&node).into_iter().take(limit).collect();
+                tokio::spawn(send_all(send, all, list_entry::Entry::Segment));
+            }
+            What::Unspecified => {
+                return Err(Status::invalid_argument("field `what` is missing"));
+            }
+        }
+        let entries = ReceiverStream::new(entries);
+        Ok(Response::new(Box::pin(entries.map(|entry| Ok(v1::ListEntry { entry: Some(entry) })))))
+    }
+
+    async fn inspect(&self, request: Request<v1::InspectRequest>) -> Answered<v1::InspectResponse> {
+        match request.into_inner().subject {
+            Some(inspect_request::Subject::HashPrefix(prefix)) => {
+                let found = self.node.blocks_named(&prefix, AMBIGUOUS_MAX);
+                if found.is_empty() {
+                    return Err(Status::not_found("no resident block has a hash that begins so"));
+                }
+                let mut answer = v1::InspectResponse::default();
+                if let [only] = found[..] {
+                    answer.records.push(self.node.inspect_record(only).await);
+                } else {
+                    answer.blocks = found.into_iter().map(BlockView::info).collect();
+                }
+                Ok(Response::new(answer))
+            }
+            Some(inspect_request::Subject::Segment(name)) => self.inspect_segment(name),
+            None => Err(Status::invalid_argument("field `subject` is missing")),
+        }
+    }
+
+    async fn verify(&self, request: Request<v1::VerifyRequest>) -> Answered<Self::VerifyStream> {
+        let rate = request.into_inner().bytes_per_second;
+        let (send, progress) = mpsc::channel(16);
+        let node = Arc::clone(&self.node);
+        tokio::spawn(async move { node.verify(rate, &send).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(progress).map(Ok))))
+    }
+
+    async fn evict(&self, request: Request<v1::EvictRequest>) -> Answered<v1::EvictResponse> {
+        let v1::EvictRequest { sequence_hash, shard } = request.into_inner();
+        let hash = wire::array("sequence_hash", &sequence_hash).map_err(crate::status::of_wire)?;
+        let key = BlockKey { sequence: SequenceHash(hash), shard };
+        let blocks = self.node.evict(&[key], Eviction::Evict);
+        Ok(Response::new(v1::EvictResponse { blocks }))
+    }
+
+    async fn drop_namespace(
+        &self,
+        request: Request<v1::DropNamespaceRequest>,
+    ) -> Answered<v1::EvictResponse> {
+        let digest = request.into_inner().namespace_digest;
+        let digest = wire::array("namespace_digest", &digest).map_err(crate::status::of_wire)?;
+        let node = Arc::clone(&self.node);
+        let dropping =
+            tokio::task::spawn_blocking(move || node.drop_namespace(NamespaceDigest(digest)));
+        let blocks = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
+        Ok(Response::new(v1::EvictResponse { blocks }))
+    }
+
+    async fn drain(&self, _: Request<v1::DrainRequest>) -> Answered<v1::DrainResponse> {
+        self.node.begin_drain();
+        self.drain.send_replace(true);
+        Ok(Response::new(v1::DrainResponse {}))
+    }
+}
+
+impl AdminService {
+    fn inspect_segment(&self, name: v1::SegmentName) -> Answered<v1::InspectResponse> {
+        let of = |info: &v1::SegmentInfo| (info.drive, info.segment) == (name.drive, name.segment);
+        let segment = segments(&self.node).into_iter().find(of);
+        let segment = segment.ok_or_else(|| Status::not_found("no such segment"))?;
+        let drive = DriveId(u8::try_from(name.drive).expect("it was found"));
+        let group = Group::new(drive, SegmentId(name.segment)).expect("it was found");
+        let blocks = self.node.blocks_of(group).into_iter().map(BlockView::info).collect();
+        let answer = v1::InspectResponse { records: Vec::new(), segment: Some(segment), blocks };
+        Ok(Response::new(answer))
+    }
+}
+
+async fn list_blocks(node: &Node, limit: usize, send: &mpsc::Sender<list_entry::Entry>) {
+    let keys = node.keys(limit);
+    for some in keys.chunks(LISTED_AT_ONCE) {
+        for view in node.views(some) {
+            if send.send(list_entry::Entry::Block(view.info())).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn send_all<T>(
+    send: mpsc::Sender<list_entry::Entry>,
+    all: Vec<T>,
+    entry: fn(T) -> list_entry::Entry,
+) {
+    for one in all {
+        if send.send(entry(one)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn info(known: &crate::namespaces::Known) -> v1::NamespaceInfo {
+    v1::NamespaceInfo {
+        digest: known.digest.0.to_vec(),
+        blocks: known.blocks,
+        bytes: known.bytes,
+        tenant: known.tenant.clone(),
+        model: known.model.clone(),
+    }
+}
+
+fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
+    let mut all = Vec::new();
+    for (drive, disk) in (0..=u8::MAX).zip(&node.disks) {
+        let statuses = disk.drive.segments();
+        let state = node.state();
+        for status in statuses {
+            let Some(group) = Group::new(DriveId(drive), status.id) else { continue };
+            let used = state.segments.get(group);
+            all.push(v1::SegmentInfo {
+                drive: drive.into(),
+                segment: status.id.0,
+                generation: status.generation.0,
+                state: match status.state {
+                    SegmentState::Free => "free",
+                    SegmentState::Open => "open",
+                    SegmentState::Sealed => "sealed",
+                    SegmentState::Lost => "lost",
+                }
+                .into(),
+                live_blocks: used.live_blocks,
+                live_bytes: used.live_bytes,
+                end: status.end,
+            });
+        }
+    }
+    all
+}
+
+fn stats(node: &Node) -> v1::StatsResponse {
+    let drives: Vec<_> = (0..=u8::MAX).map(DriveId).zip(&node.disks).collect();
+    let count = |size: usize| u64::try_from(size).expect("usize fits");
+    let state = node.state();
+    let drives = drives.into_iter().map(|(id, disk)| {
+        let stats = disk.drive.stats();
+        v1::DriveStats {
+            path: disk.drive.path().display().to_string(),
+            io_engine: stats.io_engine.into(),
+            writable: stats.writable,
+            capacity_bytes: stats.capacity_bytes,
+            segment_bytes: stats.segment_bytes,
+            segments: stats.segments,
+            segments_free: u32::try_from(stats.segments_free).unwrap_or(u32::MAX),
+            live_bytes: state.segments.live_bytes(id),
+            read_bytes: stats.read_bytes,
+            written_bytes: stats.written_bytes,
+            moved_bytes: disk.moved_bytes.load(Ordering::Relaxed),
+            queued_read_bytes: stats.queued_read_bytes,
+            queued_write_bytes: stats.queued_write_bytes,
+            checksum_failures: stats.checksum_failures,
+            read_errors: stats.read_errors,
+            write_errors: stats.write_errors,
+        }
+    });
+    let metrics = &node.metrics;
+    v1::StatsResponse {
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_ms: u64::try_from(node.clock.uptime().as_millis()).unwrap_or(u64::MAX),
+        blocks: count(state.chain.len()),
+        index_bytes: state.chain.bytes(),
+        host_frames: count(state.host.len()),
+        host_bytes: state.host.bytes(),
+        arena_bytes: node.arena.mapping().bytes_len(),
+        sessions: count(state.sessions.len()),
+        leases: count(state.leases.len()),
+        reservations: count(state.leases.reservations()),
+        lookups: metrics.lookups.get(),
+        lookup_blocks: metrics.lookup_blocks.get(),
+        matched_blocks: metrics.matched_blocks.get(),
+        loaded_blocks_host: metrics.loaded_blocks.of(Source::Host).get(),
+        loaded_blocks_ssd: metrics.loaded_blocks.of(Source::Ssd).get(),
+        missed_blocks: metrics.missed_blocks.total(),
+        saved_blocks: metrics.saved_blocks.get(),
+        refused_blocks: metrics.refused_blocks.total(),
+        evicted_blocks: metrics.evicted_blocks.total(),
+        damaged_blocks: metrics.damaged_blocks.get(),
+        restart_us: u64::try_from(node.restart.elapsed.as_micros()).unwrap_or(u64::MAX),
+        restart_source: if node.restart.from_catalog { "catalog" } else { "disk" }.into(),
+        drives: drives.collect(),
+    }
+}

@@ -1,0 +1,203 @@
+//! Looking at blocks: one by its name, those of a segment, all of them against their checksums.
+
+use crate::metrics::Eviction;
+use crate::node::Node;
+use crate::place::{BlockPlace, Group};
+use crate::state::State;
+use refrain_index::chain::BlockKey;
+use refrain_index::namespace::NamespaceDigest;
+use refrain_proto::v1;
+use refrain_store::check::{self, ReadError};
+use refrain_store::format::RecordHeader;
+use refrain_store::geometry::HEADER_SIZE;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Blocks on their way while all are read.
+const VERIFIED_AT_ONCE: usize = 16;
+/// Between two reports of progress.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+/// Blocks removed under one lock.
+const DROPPED_AT_ONCE: usize = 256;
+
+/// A resident block as it stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockView {
+    key: BlockKey,
+    place: BlockPlace,
+    generation: u64,
+    namespace: NamespaceDigest,
+    in_host: bool,
+    idle_seconds: u64,
+}
+
+impl BlockView {
+    pub(crate) fn info(self) -> v1::BlockInfo {
+        v1::BlockInfo {
+            sequence_hash: self.key.sequence.0.to_vec(),
+            shard: self.key.shard,
+            namespace_digest: self.namespace.0.to_vec(),
+            drive: self.place.group.drive().0.into(),
+            segment: self.place.group.segment().0,
+            generation: self.generation,
+            offset: self.place.offset(),
+            stored_bytes: self.place.stored_length(),
+            in_host: self.in_host,
+            idle_seconds: self.idle_seconds,
+        }
+    }
+}
+
+impl Node {
+    fn view(&self, state: &State, key: BlockKey, place: BlockPlace, touched: u32) -> BlockView {
+        BlockView {
+            key,
+            place,
+            generation: state.segments.address(&place).generation.0,
+            namespace: state.namespaces.get(place.namespace).digest,
+            in_host: state.host.contains(key),
+            idle_seconds: self.clock.seconds_since(touched),
+        }
+    }
+
+    /// Up to `limit` of the resident blocks, in no particular order.
+    pub(crate) fn keys(&self, limit: usize) -> Vec<BlockKey> {
+        self.state().chain.iter().take(limit).map(|(key, ..)| key).collect()
+    }
+
+    /// Those of `keys` that are resident still.
+    pub(crate) fn views(&self, keys: &[BlockKey]) -> Vec<BlockView> {
+        let state = self.state();
+        let view = |&key: &BlockKey| {
+            let (place, touched) = (state.chain.get(key)?, state.chain.touched(key)?);
+            Some(self.view(&state, key, place, touched))
+        };
+        keys.iter().filter_map(view).collect()
+    }
+
+    /// Blocks whose hash begins with `prefix`, no more than `limit` of them.
+    pub(crate) fn blocks_named(&self, prefix: &[u8], limit: usize) -> Vec<BlockView> {
+        let state = self.state();
+        let blocks = state.chain.iter().filter(|(key, ..)| key.sequence.0.starts_with(prefix));
+        blocks.take(limit).map(|(key, place, at)| self.view(&state, key, place, at)).collect()
+    }
+
+    /// Blocks of one segment, by their place.
+    pub(crate) fn blocks_of(&self, group: Group) -> Vec<BlockView> {
+        let state = self.state();
+        let blocks = state.chain.group(group.number());
+        let mut views: Vec<_> =
+            blocks.map(|(key, place, at)| self.view(&state, key, place, at)).collect();
+        drop(state);
+        views.sort_unstable_by_key(|view| view.place.offset());
+        views
+    }
+
+    /// Reads a block's record and says what is wrong with it, if anything is.
+    pub(crate) async fn inspect_record(&self, view: BlockView) -> v1::RecordInfo {
+        let mut info = v1::RecordInfo { block: Some(view.info()), ..Default::default() };
+        let Some((frame, outcome)) = self.read_record(view.key, view.place) else {
+            info.verdict = "not read: no memory, or the drive is busy".into();
+            return info;
+        };
+        let outcome = outcome.await.unwrap_or(Err(ReadError::Stopped));
+        info.verdict = match &outcome {
+            Ok(()) => "good".into(),
+            Err(error) => error.to_string(),
+        };
+        // The header may be readable where a stripe is damaged.
+        let bytes = frame.region().bytes();
+        let header = bytes.first_chunk().map(RecordHeader::decode);
+        if let Some(Ok(header)) = header {
+            info.parent = header.parent.to_vec();
+            info.position = header.position;
+            let good = |index: usize, stripe: &refrain_store::format::Stripe| {
+                let fits = HEADER_SIZE + header.payload_length <= frame.region().length();
+                let part =
+                    fits.then(|| frame.region().slice(HEADER_SIZE + stripe.offset, stripe.length));
+                part.is_some_and(|part| check::stripe(&header, index, part.bytes()).is_ok())
+            };
+            let stripes = header.stripes.iter().enumerate();
+            let stripes = stripes.map(|(index, stripe)| v1::StripeInfo {
+                offset: stripe.offset,
+                length: stripe.length,
+                checksum: stripe.checksum,
+                good: good(index, stripe),
+            });
+            info.stripes = stripes.collect();
+        }
+        info
+    }
+
+    /// Reads and checks every block; damaged ones are withdrawn. Reports until nobody listens.
+    pub(crate) async fn verify(&self, rate: u64, send: &mpsc::Sender<v1::VerifyProgress>) {
+        let keys = self.keys(usize::MAX);
+        let total = u64::try_from(keys.len()).expect("usize fits");
+        let mut progress = v1::VerifyProgress { total_blocks: total, ..Default::default() };
+        let (begin, mut reported) = (Instant::now(), Instant::now());
+        for some in keys.chunks(VERIFIED_AT_ONCE) {
+            self.verify_some(some, &mut progress).await;
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                let next = v1::VerifyProgress { withdrawn: Vec::new(), ..progress };
+                if send.send(std::mem::replace(&mut progress, next)).await.is_err() {
+                    return;
+                }
+            }
+            if let Some(due) = (progress.bytes * 1000).checked_div(rate) {
+                let due = begin + Duration::from_millis(due);
+                tokio::time::sleep_until(due.into()).await;
+            }
+        }
+        let _ = send.send(progress).await;
+    }
+
+    async fn verify_some(&self, keys: &[BlockKey], progress: &mut v1::VerifyProgress) {
+        let mut reading = Vec::with_capacity(keys.len());
+        for view in self.views(keys) {
+            reading.push((view, self.read_record(view.key, view.place)));
+        }
+        progress.blocks += u64::try_from(keys.len()).expect("usize fits");
+        for (view, read) in reading {
+            let Some((_frame, outcome)) = read else { continue };
+            progress.bytes += view.place.stored_length();
+            let Ok(Err(error)) = outcome.await else { continue };
+            if !error.is_damage() {
+                continue;
+            }
+            let mut state = self.state();
+            if self.withdraw(&mut state, view.key, view.place, &error) {
+                progress.damaged += 1;
+                progress.withdrawn.push(view.info());
+            }
+        }
+    }
+
+    /// Removes blocks and all behind them, for good; how many went.
+    pub(crate) fn evict(&self, keys: &[BlockKey], why: Eviction) -> u64 {
+        let mut gone = 0;
+        let mut state = self.state();
+        for &key in keys {
+            for (_, place) in state.remove(key) {
+                // So that no restart finds it again.
+                let address = state.segments.address(&place);
+                self.disk(place.group.drive()).journal.withdraw(address);
+                gone += 1;
+            }
+        }
+        drop(state);
+        self.metrics.evicted(why, gone);
+        gone
+    }
+
+    /// Removes every block of a namespace; how many went.
+    pub(crate) fn drop_namespace(&self, digest: NamespaceDigest) -> u64 {
+        let state = self.state();
+        let Some(id) = state.namespaces.find(digest) else { return 0 };
+        let of =
+            |(key, place, _): (BlockKey, BlockPlace, u32)| (place.namespace == id).then_some(key);
+        let keys: Vec<_> = state.chain.iter().filter_map(of).collect();
+        drop(state);
+        keys.chunks(DROPPED_AT_ONCE).map(|some| self.evict(some, Eviction::Drop)).sum()
+    }
+}

@@ -1,0 +1,446 @@
+//! Loads: leased blocks into frames, announced as they arrive and are checked.
+//!
+//! A [`Load`] is one caller's view: which stripes have come, and where the prefix breaks off. A
+//! [`BlockRead`] is one block on its way from a drive, shared by all loads that want it. Whoever
+//! goes away, the read runs out, and the block stays in the host tier.
+
+use crate::leases::LeaseId;
+use crate::metrics::{Eviction, Miss};
+use crate::node::Node;
+use crate::place::{BlockPlace, DriveId};
+use crate::state::State;
+use refrain_index::chain::BlockKey;
+use refrain_store::arena::Frame;
+use refrain_store::check::{ReadError, Shape};
+use refrain_store::engine::{ReadSink, RecordRead};
+use refrain_store::geometry::{HEADER_SIZE, Layout};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+use tokio::sync::Notify;
+use tracing::warn;
+
+/// Stripe `stripe` of `blocks` blocks from `first_block` on is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    pub stripe: u32,
+    pub first_block: u32,
+    pub blocks: u32,
+}
+
+/// How a load ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Blocks from this one on are misses.
+    pub loaded: u32,
+    pub reason: Option<Miss>,
+    pub host: u32,
+    pub ssd: u32,
+}
+
+/// One caller's blocks.
+#[derive(Debug)]
+pub struct Load {
+    /// Of each block that was placed.
+    pub frames: Vec<Arc<Frame>>,
+    pub layout: Layout,
+    pub deadline: Instant,
+    /// Blocks wanted; those behind the placed ones are misses.
+    asked: u32,
+    /// Blocks that were in the host tier.
+    from_host: Vec<bool>,
+    progress: Mutex<Progress>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// Not announced yet.
+    arrived: Vec<(u32, u32)>,
+    /// Stripes that each block lacks.
+    lacking: Vec<u32>,
+    /// Blocks from this one on are misses.
+    end: u32,
+    reason: Option<Miss>,
+    /// Blocks before it are complete.
+    complete: u32,
+}
+
+/// What may be loaded under a lease, or why nothing may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadRefusal {
+    NoLease,
+    OutOfRange { matched: u32 },
+}
+
+impl Load {
+    fn new(
+        (asked, frames): (u32, Vec<Arc<Frame>>),
+        from_host: Vec<bool>,
+        layout: Layout,
+        deadline: Instant,
+        reason: Option<Miss>,
+    ) -> Self {
+        let stripes = count(layout.stripes.len());
+        let lacking = vec![stripes; frames.len()];
+        let end = count(frames.len());
+        let progress = Progress { arrived: Vec::new(), lacking, end, reason, complete: 0 };
+        let (progress, changed) = (Mutex::new(progress), Notify::new());
+        Self { frames, layout, deadline, asked, from_host, progress, changed }
+    }
+
+    /// Where each block's payload lies in the load arena.
+    pub fn payload_offsets(&self) -> Vec<u64> {
+        self.frames.iter().map(|frame| frame.region().offset() + HEADER_SIZE).collect()
+    }
+
+    /// What has arrived since the last call, in layer order; `None` when no more will. After the
+    /// deadline nothing more does.
+    pub async fn next(&self) -> Option<Vec<Ready>> {
+        let deadline = tokio::time::Instant::from_std(self.deadline);
+        loop {
+            let changed = self.changed.notified();
+            match self.take_arrived() {
+                Some(arrived) if arrived.is_empty() => {}
+                Some(arrived) => return Some(runs(arrived)),
+                None => return None,
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                self.cut(0, Miss::Deadline);
+            }
+        }
+    }
+
+    /// Stripes not announced yet; `None` when there are none, and none will come.
+    fn take_arrived(&self) -> Option<Vec<(u32, u32)>> {
+        let mut progress = self.progress();
+        let arrived = std::mem::take(&mut progress.arrived);
+        let is_over = arrived.is_empty() && progress.complete >= progress.end;
+        (!is_over).then_some(arrived)
+    }
+
+    /// How it ended, once it has.
+    pub fn ended(&self) -> Ended {
+        let progress = self.progress();
+        let loaded = progress.complete;
+        let placed = usize::try_from(loaded).expect("32 bits fit");
+        let host = count(self.from_host[..placed].iter().filter(|host| **host).count());
+        Ended { loaded, reason: progress.reason, host, ssd: loaded - host }
+    }
+
+    fn arrive(&self, block: u32, stripe: u32) {
+        let mut progress = self.progress();
+        progress.arrived.push((stripe, block));
+        progress.lacking[index(block)] -= 1;
+        while progress.lacking.get(index(progress.complete)) == Some(&0) {
+            progress.complete += 1;
+        }
+        drop(progress);
+        self.changed.notify_one();
+    }
+
+    /// Blocks from `block` on, or from the first that is not complete, are misses.
+    fn cut(&self, block: u32, reason: Miss) {
+        let mut progress = self.progress();
+        let end = block.max(progress.complete);
+        if end < progress.end {
+            (progress.end, progress.reason) = (end, Some(reason));
+        }
+        drop(progress);
+        self.changed.notify_one();
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // Nothing panics while holding it.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Joins what has arrived into runs of blocks, stripe by stripe.
+fn runs(mut arrived: Vec<(u32, u32)>) -> Vec<Ready> {
+    arrived.sort_unstable();
+    let mut runs: Vec<Ready> = Vec::new();
+    for (stripe, block) in arrived {
+        match runs.last_mut() {
+            Some(run) if run.stripe == stripe && run.first_block + run.blocks == block => {
+                run.blocks += 1;
+            }
+            Some(_) | None => runs.push(Ready { stripe, first_block: block, blocks: 1 }),
+        }
+    }
+    runs
+}
+
+/// A block on its way from a drive.
+pub(crate) struct BlockRead {
+    node: Weak<Node>,
+    key: BlockKey,
+    place: BlockPlace,
+    frame: Arc<Frame>,
+    waiting: Mutex<Waiting>,
+}
+
+impl std::fmt::Debug for BlockRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockRead").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    loads: Vec<(Arc<Load>, u32)>,
+    /// Stripes that are there.
+    arrived: Vec<u32>,
+    outcome: Option<Result<(), ReadError>>,
+}
+
+impl BlockRead {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while holding it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `load` of what has come and will come of this block, its number `block`.
+    fn join(&self, load: &Arc<Load>, block: u32) {
+        let mut waiting = self.waiting();
+        waiting.arrived.iter().for_each(|&stripe| load.arrive(block, stripe));
+        match &waiting.outcome {
+            None => waiting.loads.push((Arc::clone(load), block)),
+            Some(Ok(())) => {}
+            Some(Err(error)) => load.cut(block, miss_of(error)),
+        }
+    }
+}
+
+impl ReadSink for BlockRead {
+    fn stripe(&self, index: usize) {
+        let mut waiting = self.waiting();
+        let stripe = count(index);
+        waiting.arrived.push(stripe);
+        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+    }
+
+    fn done(&self, outcome: Result<(), ReadError>) {
+        // First for those who come later, then for those who wait: in between nobody is forgotten.
+        if let Some(node) = self.node.upgrade() {
+            node.finish_read(self, &outcome);
+        }
+        let mut waiting = self.waiting();
+        let loads = std::mem::take(&mut waiting.loads);
+        if let Err(error) = &outcome {
+            for (load, block) in &loads {
+                load.cut(*block, miss_of(error));
+            }
+        }
+        waiting.outcome = Some(outcome);
+    }
+}
+
+fn miss_of(error: &ReadError) -> Miss {
+    if *error == ReadError::Deadline {
+        Miss::Deadline
+    } else if error.is_damage() {
+        Miss::Damaged
+    } else {
+        Miss::Drive
+    }
+}
+
+/// Who delivers a block to a load.
+enum Source {
+    Host,
+    /// Somebody reads it already.
+    Shared(Arc<BlockRead>),
+    Ssd(Arc<BlockRead>),
+}
+
+impl Node {
+    /// Begins to bring blocks `first..first + blocks` of a lease's prompt into memory.
+    pub fn load(
+        self: &Arc<Self>,
+        lease: LeaseId,
+        first: u32,
+        blocks: u32,
+        deadline: Instant,
+    ) -> Result<Arc<Load>, LoadRefusal> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let held = state.leases.get_mut(lease).ok_or(LoadRefusal::NoLease)?;
+        let matched = count(held.places.len());
+        let end = first.checked_add(blocks).filter(|end| *end <= matched);
+        let end = end.ok_or(LoadRefusal::OutOfRange { matched })?;
+        let range = index(first)..index(end);
+        let registration = Arc::clone(&held.registration);
+        let wanted: Vec<_> = held.hashes[range.clone()]
+            .iter()
+            .map(|&sequence| BlockKey { sequence, shard: registration.shard })
+            .zip(held.places[range].iter().copied())
+            .collect();
+        let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
+        for (key, place) in wanted {
+            let Some((frame, source)) = self.source(state, key, place) else {
+                reason = Some(Miss::NoMemory);
+                break;
+            };
+            frames.push(frame);
+            sources.push(source);
+        }
+        if let Some(held) = state.leases.get_mut(lease) {
+            held.frames.extend(frames.iter().cloned());
+        }
+        let renewed = Instant::now() + self.config.lease_default;
+        state.leases.renew(lease, renewed);
+        let reads = requests(state, &sources, &registration.layout, deadline);
+        drop(guard);
+        let host = sources.iter().map(|source| matches!(source, Source::Host)).collect();
+        let layout = registration.layout.clone();
+        let load = Arc::new(Load::new((blocks, frames), host, layout, deadline, reason));
+        for (block, source) in (0..).zip(&sources) {
+            match source {
+                Source::Host => {
+                    (0..count(load.layout.stripes.len())).for_each(|s| load.arrive(block, s));
+                }
+                Source::Shared(read) | Source::Ssd(read) => read.join(&load, block),
+            }
+        }
+        self.submit(reads);
+        Ok(load)
+    }
+
+    fn source(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: BlockKey,
+        place: BlockPlace,
+    ) -> Option<(Arc<Frame>, Source)> {
+        if let Some(frame) = state.host.get(key) {
+            return Some((frame, Source::Host));
+        }
+        if let Some(read) = state.reading.get(&key) {
+            self.metrics.shared_reads.inc();
+            return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
+        }
+        let frame = Arc::new(self.take_frame(state, place.stored_length())?);
+        let read = Arc::new(BlockRead {
+            node: Arc::downgrade(self),
+            key,
+            place,
+            frame: Arc::clone(&frame),
+            waiting: Mutex::default(),
+        });
+        state.reading.insert(key, Arc::clone(&read));
+        Some((frame, Source::Ssd(read)))
+    }
+
+    fn submit(&self, reads: BTreeMap<DriveId, Vec<RecordRead>>) {
+        for (drive, records) in reads {
+            let sinks: Vec<_> = records.iter().map(|record| Arc::clone(&record.sink)).collect();
+            if self.disk(drive).drive.read(records).is_err() {
+                for sink in sinks {
+                    sink.done(Err(ReadError::Stopped));
+                }
+            }
+        }
+    }
+
+    /// Counts a load that has ended.
+    pub(crate) fn count_load(&self, load: &Load, ended: Ended, elapsed: std::time::Duration) {
+        let bytes = load.layout.payload_length;
+        self.metrics.loaded(u64::from(ended.host), u64::from(ended.ssd), bytes, elapsed);
+        if let Some(reason) = ended.reason {
+            let missed = load.asked - ended.loaded;
+            self.metrics.missed(reason, u64::from(missed));
+        }
+    }
+
+    /// A read has ended: its frame is kept, or its block withdrawn.
+    fn finish_read(&self, read: &BlockRead, outcome: &Result<(), ReadError>) {
+        let mut state = self.state();
+        state.reading.remove(&read.key);
+        match outcome {
+            Ok(()) => {
+                if state.chain.get(read.key).is_some() {
+                    state.host.insert(read.key, Arc::clone(&read.frame));
+                }
+            }
+            Err(error) if error.is_damage() => {
+                self.withdraw(&mut state, read.key, read.place, error);
+            }
+            Err(error) => {
+                drop(state);
+                if !matches!(error, ReadError::Deadline) {
+                    warn!(block = %read.key.sequence, error = %error, "block not read");
+                }
+            }
+        }
+    }
+
+    /// Takes a damaged block out, and all behind it, unless it lies elsewhere by now.
+    pub(crate) fn withdraw(
+        &self,
+        state: &mut State,
+        key: BlockKey,
+        place: BlockPlace,
+        error: &ReadError,
+    ) -> bool {
+        if state.chain.get(key) != Some(place) {
+            return false;
+        }
+        let address = state.segments.address(&place);
+        warn!(
+            block = %key.sequence,
+            shard = key.shard,
+            drive = place.group.drive().0,
+            segment = address.segment.0,
+            offset = address.offset,
+            error = %error,
+            "damaged block withdrawn"
+        );
+        self.disk(place.group.drive()).journal.withdraw(address);
+        let removed = state.remove(key);
+        self.metrics.damaged_blocks.inc();
+        self.metrics.evicted(Eviction::Damage, count64(removed.len()));
+        true
+    }
+}
+
+/// What the drives are asked for, each in the order of the prompt.
+fn requests(
+    state: &State,
+    sources: &[Source],
+    layout: &Layout,
+    deadline: Instant,
+) -> BTreeMap<DriveId, Vec<RecordRead>> {
+    let mut reads: BTreeMap<DriveId, Vec<RecordRead>> = BTreeMap::new();
+    for source in sources {
+        let Source::Ssd(read) = source else { continue };
+        let record = RecordRead {
+            address: state.segments.address(&read.place),
+            sequence_hash: read.key.sequence.0,
+            shard: read.key.shard,
+            namespace: state.namespaces.get(read.place.namespace).digest.0,
+            shape: Shape::Layout(layout.clone()),
+            frame: Arc::clone(&read.frame),
+            by_stripe: true,
+            deadline: Some(deadline),
+            sink: Arc::<BlockRead>::clone(read),
+        };
+        reads.entry(read.place.group.drive()).or_default().push(record);
+    }
+    reads
+}
+
+fn count(blocks: usize) -> u32 {
+    u32::try_from(blocks).expect("a prompt has fewer than 2^32 blocks")
+}
+
+fn count64(blocks: usize) -> u64 {
+    u64::try_from(blocks).expect("usize fits")
+}
+
+fn index(block: u32) -> usize {
+    usize::try_from(block).expect("32 bits fit")
+}
+
+#[cfg(test)]
+mod tests;

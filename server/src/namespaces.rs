@@ -1,0 +1,128 @@
+//! Namespaces this process has met, and who registered in them.
+
+use crate::place::{BlockPlace, NamespaceId};
+use refrain_index::hash::{SequenceHash, TenantKey};
+use refrain_index::namespace::NamespaceDigest;
+use refrain_store::geometry::Layout;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Names a session; from its handshake.
+pub(crate) type SessionId = [u8; 16];
+
+/// One worker's shard of one namespace.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) digest: NamespaceDigest,
+    pub(crate) key: TenantKey,
+    pub(crate) shard: u32,
+    pub(crate) block_tokens: usize,
+    pub(crate) layout: Layout,
+    /// `None` for a client without shared memory.
+    pub(crate) session: Option<SessionId>,
+}
+
+impl Registration {
+    /// What stands as the parent of a prompt's first block, in headers.
+    pub(crate) fn root(&self) -> SequenceHash {
+        self.key.root(self.digest)
+    }
+}
+
+/// A namespace and what is resident of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) digest: NamespaceDigest,
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    /// Empty until a worker registers it after a start.
+    pub(crate) tenant: String,
+    pub(crate) model: String,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    known: Vec<Known>,
+    by_digest: HashMap<NamespaceDigest, NamespaceId>,
+}
+
+impl Namespaces {
+    /// The number of a namespace, which it gets when it is first met.
+    pub(crate) fn meet(&mut self, digest: NamespaceDigest) -> NamespaceId {
+        let known = &mut self.known;
+        *self.by_digest.entry(digest).or_insert_with(|| {
+            let id = u32::try_from(known.len()).expect("fewer than 2^32 namespaces");
+            let (tenant, model) = (String::new(), String::new());
+            known.push(Known { digest, blocks: 0, bytes: 0, tenant, model });
+            NamespaceId(id)
+        })
+    }
+
+    pub(crate) fn describe(&mut self, id: NamespaceId, tenant: &str, model: &str) {
+        let known = self.get_mut(id);
+        (known.tenant, known.model) = (tenant.to_owned(), model.to_owned());
+    }
+
+    pub(crate) fn find(&self, digest: NamespaceDigest) -> Option<NamespaceId> {
+        self.by_digest.get(&digest).copied()
+    }
+
+    pub(crate) fn get(&self, id: NamespaceId) -> &Known {
+        &self.known[index(id)]
+    }
+
+    pub(crate) fn all(&self) -> &[Known] {
+        &self.known
+    }
+
+    pub(crate) fn enter(&mut self, place: &BlockPlace) {
+        let known = self.get_mut(place.namespace);
+        known.blocks += 1;
+        known.bytes += place.stored_length();
+    }
+
+    pub(crate) fn leave(&mut self, place: &BlockPlace) {
+        let known = self.get_mut(place.namespace);
+        known.blocks -= 1;
+        known.bytes -= place.stored_length();
+    }
+
+    fn get_mut(&mut self, id: NamespaceId) -> &mut Known {
+        &mut self.known[index(id)]
+    }
+}
+
+fn index(id: NamespaceId) -> usize {
+    usize::try_from(id.0).expect("32 bits fit")
+}
+
+/// Registrations by their number, one for each session, namespace and shard.
+#[derive(Debug, Default)]
+pub(crate) struct Registrations {
+    by_id: HashMap<u64, Arc<Registration>>,
+    ids: HashMap<(Option<SessionId>, NamespaceId, u32), u64>,
+}
+
+impl Registrations {
+    /// Registers, or finds what is registered alike.
+    pub(crate) fn add(&mut self, id: u64, registration: Registration) -> u64 {
+        let Registration { session, namespace, shard, .. } = registration;
+        let id = *self.ids.entry((session, namespace, shard)).or_insert(id);
+        self.by_id.insert(id, Arc::new(registration));
+        id
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<Registration>> {
+        self.by_id.get(&id).cloned()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(crate) fn end_session(&mut self, session: SessionId) {
+        self.by_id.retain(|_, registration| registration.session != Some(session));
+        self.ids.retain(|(of, _, _), _| *of != Some(session));
+    }
+}

@@ -1,0 +1,265 @@
+//! Reclaim: the oldest segment is emptied when free ones run low.
+//!
+//! Blocks that were matched since it was written move on, the most recently matched first, for at
+//! most a tenth of the segment's bytes; the rest go, and what stands behind them. A match touches
+//! all ancestors, and an ancestor is written before its descendants: so by age of the match, then by
+//! place, a block never moves ahead of its parent. A held segment waits for its leases.
+
+use crate::metrics::Eviction;
+use crate::node::{Disk, Node};
+use crate::place::{BlockPlace, DriveId, Group};
+use refrain_index::chain::BlockKey;
+use refrain_store::arena::Frame;
+use refrain_store::check::{ReadError, Shape};
+use refrain_store::engine::{Append, NewRecord, ReadSink, RecordRead, SegmentState, Stored};
+use refrain_store::format::RecordHeader;
+use refrain_store::geometry::{HEADER_SIZE, Layout, StripeRange};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+/// The end of a read, when it comes.
+pub(crate) type ReadOutcome = oneshot::Receiver<Result<(), ReadError>>;
+
+/// Of a segment's bytes, what may be written again.
+const MOVED_SHARE: u64 = 10;
+/// Records on the way at once while a segment is emptied.
+const BATCH: usize = 32;
+/// Blocks removed under one lock: lookups wait for no more than that.
+const EMPTIED_AT_ONCE: usize = 256;
+
+impl Disk {
+    /// Free segments to keep: one that writes go to next, and one in reserve where there are many.
+    fn free_wanted(&self) -> u64 {
+        if self.drive.stats().segments >= 8 { 2 } else { 1 }
+    }
+
+    fn is_low(&self) -> bool {
+        self.drive.stats().segments_free < self.free_wanted()
+    }
+
+    pub(crate) fn reclaim_if_low(&self) {
+        if self.is_low() {
+            self.reclaim.notify_one();
+        }
+    }
+}
+
+impl Node {
+    /// Keeps segments of one drive free, for as long as the node runs.
+    pub(crate) async fn reclaim(self: Arc<Self>, drive: DriveId) {
+        let disk = self.disk(drive);
+        loop {
+            disk.reclaim.notified().await;
+            while disk.is_low() && self.reclaim_one(drive).await {}
+        }
+    }
+
+    /// Whether a segment was given back; if not, all of them are held, or open.
+    async fn reclaim_one(&self, drive: DriveId) -> bool {
+        let Some(group) = self.oldest(drive) else { return false };
+        let moving = self.worth_moving(group);
+        let mut moved = 0;
+        for batch in moving.chunks(BATCH) {
+            moved += self.move_batch(drive, batch).await;
+        }
+        let Some(evicted) = self.empty(group) else { return false };
+        self.metrics.evicted(Eviction::Reclaim, evicted);
+        debug!(drive = drive.0, segment = group.segment().0, moved, evicted, "segment reclaimed");
+        let disk = self.disk(drive);
+        disk.journal.forget(group.segment());
+        while disk.drive.release(group.segment()) == Err(refrain_store::drive::Refused::Busy) {
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+
+    /// Removes what is left in a segment, a few blocks at a time; how many went. `None` when
+    /// somebody holds it by now.
+    fn empty(&self, group: Group) -> Option<u64> {
+        let mut evicted = 0;
+        loop {
+            let mut state = self.state();
+            if state.segments.is_held(group) {
+                return None;
+            }
+            let some: Vec<_> = state.chain.group(group.number()).take(EMPTIED_AT_ONCE).collect();
+            if some.is_empty() {
+                state.segments.retire(group);
+                return Some(evicted);
+            }
+            for (key, place, _) in some {
+                // An ancestor may have taken it along already.
+                if state.chain.get(key) == Some(place) {
+                    evicted += u64::try_from(state.remove(key).len()).expect("usize fits");
+                }
+            }
+        }
+    }
+
+    /// The segment that was begun first, of those that nobody holds.
+    fn oldest(&self, drive: DriveId) -> Option<Group> {
+        let mut segments = self.disk(drive).drive.segments();
+        segments.retain(|segment| segment.state == SegmentState::Sealed);
+        segments.sort_unstable_by_key(|segment| segment.birth);
+        let state = self.state();
+        let groups = segments.iter().filter_map(|segment| Group::new(drive, segment.id));
+        { groups }.find(|group| !state.segments.is_held(*group))
+    }
+
+    fn worth_moving(&self, group: Group) -> Vec<(BlockKey, BlockPlace)> {
+        let state = self.state();
+        let blocks = state.chain.group(group.number());
+        let mut hit: Vec<_> =
+            blocks.filter(|block| state.segments.was_hit(group, block.2)).collect();
+        drop(state);
+        hit.sort_unstable_by_key(|(_, place, touched)| {
+            (std::cmp::Reverse(*touched), place.offset())
+        });
+        let mut budget = self.disk(group.drive()).drive.stats().segment_bytes / MOVED_SHARE;
+        let fits = |(_, place, _): &(BlockKey, BlockPlace, u32)| {
+            let left = budget.checked_sub(place.stored_length());
+            budget = left.unwrap_or(0);
+            left.is_some()
+        };
+        hit.into_iter().take_while(fits).map(|(key, place, _)| (key, place)).collect()
+    }
+
+    /// Copies records to where writes go now; how many arrived and would survive a power loss.
+    async fn move_batch(&self, drive: DriveId, batch: &[(BlockKey, BlockPlace)]) -> u64 {
+        let mut read = Vec::with_capacity(batch.len());
+        for &(key, place) in batch {
+            if let Some((frame, outcome)) = self.read_record(key, place) {
+                read.push((key, place, frame, outcome));
+            }
+        }
+        let mut written = Vec::with_capacity(read.len());
+        for (key, place, frame, outcome) in read {
+            match outcome.await.unwrap_or(Err(ReadError::Stopped)) {
+                Ok(()) => {
+                    if let Some(stored) = self.append_again(drive, &frame) {
+                        written.push((key, place, stored));
+                    }
+                }
+                Err(error) if error.is_damage() => {
+                    let mut state = self.state();
+                    self.withdraw(&mut state, key, place, &error);
+                }
+                Err(error) => warn!(block = %key.sequence, error = %error, "block not moved"),
+            }
+        }
+        let mut stored = Vec::with_capacity(written.len());
+        for (key, place, answer) in written {
+            if let Ok(Ok(at)) = answer.await {
+                stored.push((key, place, at));
+            }
+        }
+        let promised: Vec<_> = stored.iter().map(|(_, _, at)| (0, *at)).collect();
+        // Where nothing is synced, nothing is waited for.
+        if self.is_synced() && !self.is_promised(drive, &promised).await {
+            return 0;
+        }
+        let (mut count, mut bytes) = (0, 0);
+        let mut state = self.state();
+        for (key, from, Stored { address, stored_length }) in stored {
+            let group = Group::new(drive, address.segment).expect("checked at start");
+            let to = BlockPlace::new(group, from.namespace, address.offset, stored_length);
+            let to = to.expect("the engine places whole pages in a segment");
+            if state.moved(key, from, (to, address.generation)) {
+                count += 1;
+                bytes += stored_length;
+            }
+        }
+        drop(state);
+        self.metrics.moved(count, bytes);
+        self.disk(drive).moved_bytes.fetch_add(bytes, Ordering::Relaxed);
+        count
+    }
+
+    fn is_synced(&self) -> bool {
+        self.config.durability != refrain_store::engine::Durability::None
+    }
+
+    /// Reads a whole record of whatever layout; `None` when there is no memory for it, or the drive
+    /// takes no more.
+    pub(crate) fn read_record(
+        &self,
+        key: BlockKey,
+        place: BlockPlace,
+    ) -> Option<(Arc<Frame>, ReadOutcome)> {
+        let mut state = self.state();
+        let frame = Arc::new(self.take_frame(&mut state, place.stored_length())?);
+        let (answer, outcome) = oneshot::channel();
+        let record = RecordRead {
+            address: state.segments.address(&place),
+            sequence_hash: key.sequence.0,
+            shard: key.shard,
+            namespace: state.namespaces.get(place.namespace).digest.0,
+            shape: Shape::Stored(place.stored_length()),
+            frame: Arc::clone(&frame),
+            by_stripe: false,
+            deadline: None,
+            sink: Arc::new(Answer(Mutex::new(Some(answer)))),
+        };
+        drop(state);
+        self.disk(place.group.drive()).drive.read(vec![record]).ok()?;
+        Some((frame, outcome))
+    }
+
+    fn append_again(
+        &self,
+        drive: DriveId,
+        frame: &Arc<Frame>,
+    ) -> Option<oneshot::Receiver<Result<Stored, refrain_store::engine::AppendError>>> {
+        let page = frame.region().bytes().first_chunk()?;
+        let header = RecordHeader::decode(page).ok()?;
+        let record = NewRecord {
+            key_scheme: header.key_scheme,
+            sequence_hash: header.sequence_hash,
+            shard: header.shard,
+            parent: header.parent,
+            namespace: header.namespace,
+            epoch: header.epoch,
+            position: header.position,
+        };
+        let (answer, stored) = oneshot::channel();
+        let append = Append {
+            header: record,
+            layout: layout_of(&header),
+            payload: frame.region().slice(HEADER_SIZE, header.stored_length() - HEADER_SIZE),
+            keep: Some(Box::new(Arc::clone(frame))),
+            reply: Box::new(move |outcome| {
+                // Whoever asked has gone; the record is written all the same.
+                let _ = answer.send(outcome);
+            }),
+        };
+        self.disk(drive).drive.append(append).ok()?;
+        Some(stored)
+    }
+}
+
+/// The layout that a record was written with.
+fn layout_of(header: &RecordHeader) -> Layout {
+    let range = |stripe: &refrain_store::format::Stripe| StripeRange {
+        offset: stripe.offset,
+        length: stripe.length,
+    };
+    let stripes = header.stripes.iter().map(range).collect();
+    Layout { stripes, layers_per_stripe: 1, payload_length: header.payload_length }
+}
+
+/// Answers one whole read.
+struct Answer(Mutex<Option<oneshot::Sender<Result<(), ReadError>>>>);
+
+impl ReadSink for Answer {
+    fn stripe(&self, _: usize) {}
+
+    fn done(&self, outcome: Result<(), ReadError>) {
+        let answer = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(answer) = answer {
+            // Whoever asked has gone; the read ran out all the same.
+            let _ = answer.send(outcome);
+        }
+    }
+}

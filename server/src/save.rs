@@ -1,0 +1,369 @@
+//! Saves: blocks reserved, written, and only then let into the index, parents first.
+//!
+//! Nothing of a save waits for room: what the drives cannot take soon is refused. A block that was
+//! written and whose parent did not make it is never found; its record goes with its segment.
+
+use crate::leases::{LeaseId, Reservation, ReservationId};
+use crate::metrics::Refusal;
+use crate::namespaces::{Registration, SessionId};
+use crate::node::Node;
+use crate::place::{BlockPlace, DriveId, Group};
+use crate::state::{Entered, State};
+use refrain_index::chain::BlockKey;
+use refrain_index::hash::{KEY_SCHEME, SequenceHash};
+use refrain_store::arena::{Frame, Region};
+use refrain_store::drive::Refused;
+use refrain_store::engine::{Append, AppendError, NewRecord, Stored};
+use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+/// What a save may send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// 0 where no block is wanted.
+    pub reservation: ReservationId,
+    /// Indices into the prompt's blocks.
+    pub blocks: Vec<u32>,
+    /// Why these are not all that were asked for and are not resident.
+    pub refusal: Option<Refusal>,
+}
+
+/// A call that cannot be right.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SaveError {
+    #[error("lease is not known: it has ended")]
+    NoLease,
+    #[error("reservation is not known: it has ended")]
+    NoReservation,
+    #[error("blocks {first}+{blocks} are not among the prompt's {available}")]
+    OutOfRange { first: u32, blocks: u32, available: u32 },
+    #[error("block {found} is sent, the reservation awaits {expected:?}")]
+    Unreserved { found: u32, expected: Option<u32> },
+    #[error("block {block} has {found} bytes, its registration declares {declared}")]
+    Length { block: u32, found: u64, declared: u64 },
+    #[error("block {block} at byte {offset} does not lie in the session arena, page by page")]
+    Place { block: u32, offset: u64 },
+    #[error("registration has no session: write its blocks as chunks")]
+    NoSession,
+    #[error("{found} bytes are sent, the reserved blocks have {expected}")]
+    Written { found: u64, expected: u64 },
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Committed {
+    /// Blocks that can be found now, in the order given.
+    pub saved: u32,
+    pub refusal: Option<Refusal>,
+    pub durable: bool,
+}
+
+/// One block of a commit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub block: u32,
+    /// From the start of the session arena.
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// A block of the prompt, its pages, and what keeps them until they are written.
+type Outgoing = (u32, Region, Option<Box<dyn Any + Send>>);
+
+/// Payloads that may be written, in order.
+pub(crate) struct Batch {
+    registration: Arc<Registration>,
+    hashes: Arc<[SequenceHash]>,
+    blocks: Vec<Outgoing>,
+    begin: Instant,
+}
+
+impl Node {
+    /// Says which blocks of a lease's prompt should be sent: those that are not resident, as far
+    /// as the drives keep up.
+    pub fn reserve(&self, lease: LeaseId, first: u32, blocks: u32) -> Result<Reserved, SaveError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let held = state.leases.get_mut(lease).ok_or(SaveError::NoLease)?;
+        let (registration, hashes) = (Arc::clone(&held.registration), Arc::clone(&held.hashes));
+        let available = count(hashes.len());
+        let end = first.checked_add(blocks).filter(|end| *end <= available);
+        let end = end.ok_or(SaveError::OutOfRange { first, blocks, available })?;
+        state.leases.renew(lease, Instant::now() + self.config.lease_default);
+        let resident = |block: u32| {
+            let sequence = hashes[index(block)];
+            state.chain.get(BlockKey { sequence, shard: registration.shard }).is_some()
+        };
+        let Some(start) = (first..end).find(|block| !resident(*block)) else {
+            return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: None });
+        };
+        let has_parent = start.checked_sub(1).is_none_or(resident);
+        let refusal = if state.draining {
+            Some(Refusal::Draining)
+        } else if !has_parent {
+            Some(Refusal::NoParent)
+        } else if self.disks.iter().all(|disk| !disk.drive.stats().writable) {
+            Some(Refusal::ReadOnly)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.metrics.refused(refusal, u64::from(end - start));
+            return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: Some(refusal) });
+        }
+        let block_bytes = registration.layout.stored_length();
+        let room = self.save_room(state, block_bytes) / block_bytes;
+        let wanted = end - start;
+        let taken = wanted.min(u32::try_from(room).unwrap_or(u32::MAX));
+        let refusal = (taken < wanted).then_some(Refusal::Busy);
+        if taken < wanted {
+            self.metrics.refused(Refusal::Busy, u64::from(wanted - taken));
+        }
+        let blocks: Vec<u32> = (start..start + taken).collect();
+        if blocks.is_empty() {
+            return Ok(Reserved { reservation: 0, blocks, refusal });
+        }
+        let reservation = Reservation {
+            lease,
+            registration,
+            hashes,
+            blocks: blocks.iter().copied().collect(),
+            block_bytes,
+        };
+        let reservation = state.leases.reserve(reservation);
+        Ok(Reserved { reservation, blocks, refusal })
+    }
+
+    /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
+    fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
+        let queued: u64 = self.disks.iter().map(|disk| disk.drive.stats().queued_write_bytes).sum();
+        let taken = queued + state.leases.reserved_bytes();
+        let room = self.config.save_queue.saturating_sub(taken);
+        if taken == 0 { room.max(block_bytes) } else { room }
+    }
+
+    /// Calls a reservation off.
+    pub fn abort(&self, reservation: ReservationId) -> Result<(), SaveError> {
+        let known = self.state().leases.abort(reservation);
+        if known { Ok(()) } else { Err(SaveError::NoReservation) }
+    }
+
+    /// Takes blocks out of a reservation that lie in the session's arena.
+    pub(crate) fn batch(
+        &self,
+        reservation: ReservationId,
+        placed: &[Placed],
+    ) -> Result<Batch, SaveError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let reserved = state.leases.reservation(reservation).ok_or(SaveError::NoReservation)?;
+        let (lease, registration) = (reserved.lease, Arc::clone(&reserved.registration));
+        let session: SessionId = registration.session.ok_or(SaveError::NoSession)?;
+        let arena = state.sessions.get(&session).ok_or(SaveError::NoSession)?;
+        let mut blocks = Vec::with_capacity(placed.len());
+        let declared = registration.layout.payload_length;
+        let pages = registration.layout.stored_length() - HEADER_SIZE;
+        let mut expected = reserved.blocks.iter().copied();
+        for &Placed { block, offset, length } in placed {
+            let expected = expected.next();
+            if expected != Some(block) {
+                return Err(SaveError::Unreserved { found: block, expected });
+            }
+            if length != declared {
+                return Err(SaveError::Length { block, found: length, declared });
+            }
+            let aligned = offset.is_multiple_of(PAGE_SIZE);
+            let region = arena.region(offset, pages).ok().filter(|_| aligned);
+            let region = region.ok_or(SaveError::Place { block, offset })?;
+            blocks.push((block, region, None));
+        }
+        let hashes = Arc::clone(&reserved.hashes);
+        state.leases.take_reserved(reservation, blocks.len());
+        state.leases.renew(lease, Instant::now() + self.config.lease_default);
+        Ok(Batch { registration, hashes, blocks, begin: Instant::now() })
+    }
+
+    /// Blocks that a reservation still awaits.
+    pub(crate) fn reserved_blocks(&self, reservation: ReservationId) -> Result<usize, SaveError> {
+        let state = self.state();
+        let reserved = state.leases.reservation(reservation);
+        reserved.map(|reserved| reserved.blocks.len()).ok_or(SaveError::NoReservation)
+    }
+
+    /// What one block of a reservation is to be written into, by a client without shared memory;
+    /// with the length of its payload. `None` in place of a frame: there is no memory now.
+    pub(crate) fn write_frame(
+        &self,
+        reservation: ReservationId,
+    ) -> Result<(Option<Frame>, u64), SaveError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let reserved = state.leases.reservation(reservation).ok_or(SaveError::NoReservation)?;
+        let layout = reserved.registration.layout.clone();
+        let frame = self.take_frame(state, layout.stored_length());
+        Ok((frame, layout.payload_length))
+    }
+
+    /// As `batch`, of blocks that lie in frames.
+    pub(crate) fn batch_of_frames(
+        &self,
+        reservation: ReservationId,
+        frames: Vec<Frame>,
+    ) -> Result<Batch, SaveError> {
+        let mut state = self.state();
+        let reserved = state.leases.reservation(reservation).ok_or(SaveError::NoReservation)?;
+        let (registration, hashes) =
+            (Arc::clone(&reserved.registration), Arc::clone(&reserved.hashes));
+        let pages = registration.layout.stored_length() - HEADER_SIZE;
+        let blocks: Vec<_> = reserved.blocks.iter().copied().zip(frames).collect();
+        state.leases.take_reserved(reservation, blocks.len());
+        drop(state);
+        let blocks = blocks.into_iter().map(|(block, frame)| {
+            let region = frame.region().slice(HEADER_SIZE, pages);
+            (block, region, Some(Box::new(frame) as Box<dyn Any + Send>))
+        });
+        let blocks = blocks.collect();
+        Ok(Batch { registration, hashes, blocks, begin: Instant::now() })
+    }
+
+    /// Writes a batch and lets it into the index.
+    pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
+        let Batch { registration, hashes, blocks, begin } = batch;
+        let asked = count(blocks.len());
+        let Some(drive) = self.choose_drive() else {
+            self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
+            return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
+        };
+        self.disk(drive).reclaim_if_low();
+        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
+        let (mut written, mut refusal) = (Vec::with_capacity(blocks.len()), None);
+        for (block, payload, keep) in blocks {
+            let header = NewRecord {
+                key_scheme: KEY_SCHEME,
+                sequence_hash: hashes[index(block)].0,
+                shard: registration.shard,
+                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
+                namespace: registration.digest.0,
+                epoch: 0,
+                position: block,
+            };
+            let (answer, written_at) = oneshot::channel();
+            let reply = Box::new(move |outcome| {
+                // A commit waits for all of its blocks, unless the process ends.
+                let _ = answer.send(outcome);
+            });
+            let layout = registration.layout.clone();
+            let append = Append { header, layout, payload, keep, reply };
+            match self.disk(drive).drive.append(append) {
+                Ok(()) => written.push((block, written_at)),
+                Err(Refused::Busy) => refusal = Some(Refusal::Busy),
+                Err(_) => refusal = Some(Refusal::Draining),
+            }
+            if refusal.is_some() {
+                break;
+            }
+        }
+        let mut stored = Vec::with_capacity(written.len());
+        for (block, written_at) in written {
+            match written_at.await.unwrap_or(Err(AppendError::Stopped)) {
+                Ok(place) => stored.push((block, place)),
+                Err(error) => refusal = refusal.or(Some(refusal_of(error))),
+            }
+        }
+        let committed = self.enter_all(&registration, &hashes, drive, &stored, refusal);
+        let saved = &stored[..index(committed.saved)];
+        let durable = durable && self.is_promised(drive, saved).await;
+        if let Some(refusal) = committed.refusal {
+            self.metrics.refused(refusal, u64::from(asked - committed.saved));
+        }
+        let bytes = u64::from(committed.saved) * registration.layout.payload_length;
+        self.metrics.saved(u64::from(committed.saved), bytes, begin.elapsed());
+        Committed { durable, ..committed }
+    }
+
+    /// Lets written blocks be found, parents first, up to the first that cannot be.
+    fn enter_all(
+        &self,
+        registration: &Registration,
+        hashes: &[SequenceHash],
+        drive: DriveId,
+        stored: &[(u32, Stored)],
+        refusal: Option<Refusal>,
+    ) -> Committed {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let mut saved = 0;
+        for &(block, Stored { address, stored_length }) in stored {
+            let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };
+            let parent = block.checked_sub(1).map(|before| hashes[index(before)]);
+            let group = Group::new(drive, address.segment).expect("checked at start");
+            let namespace = registration.namespace;
+            let place = BlockPlace::new(group, namespace, address.offset, stored_length);
+            let place = place.expect("the engine places whole pages in a segment");
+            match state.enter(key, parent, (place, address.generation), now) {
+                Entered::New | Entered::Already => saved += 1,
+                Entered::Lost => {
+                    let refusal = refusal.or(Some(Refusal::NoParent));
+                    return Committed { saved, refusal, durable: false };
+                }
+            }
+        }
+        Committed { saved, refusal, durable: false }
+    }
+
+    /// Whether all of them would survive a power loss, as soon as that is known.
+    pub(crate) async fn is_promised(&self, drive: DriveId, stored: &[(u32, Stored)]) -> bool {
+        let mut last: Vec<RecordAddress> = Vec::new();
+        for (_, Stored { address, .. }) in stored {
+            match last.iter_mut().find(|other| other.segment == address.segment) {
+                Some(other) if other.offset < address.offset => *other = *address,
+                Some(_) => {}
+                None => last.push(*address),
+            }
+        }
+        for address in &last {
+            if !self.disk(drive).journal.promised(*address).await {
+                return false;
+            }
+        }
+        !last.is_empty()
+    }
+
+    /// The writable drive with the shortest queue for its speed; of equals, the emptiest.
+    fn choose_drive(&self) -> Option<DriveId> {
+        let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
+        let writable = drives.filter_map(|(id, disk)| {
+            let stats = disk.drive.stats();
+            let rate = stats.write_bytes_per_second.max(1 << 20);
+            let wait_ms = stats.queued_write_bytes.saturating_mul(1000) / rate;
+            let used = u64::from(stats.segments) - stats.segments_free;
+            let used_share = used * 1000 / u64::from(stats.segments.max(1));
+            stats.writable.then_some((wait_ms, used_share, id))
+        });
+        writable.min().map(|(_, _, id)| id)
+    }
+}
+
+fn refusal_of(error: AppendError) -> Refusal {
+    match error {
+        AppendError::Stopped => Refusal::Draining,
+        // Too large a block is refused at its registration, and its pages are ours to count.
+        AppendError::NoSpace | AppendError::TooLarge { .. } | AppendError::Payload { .. } => {
+            Refusal::NoSpace
+        }
+        AppendError::Io(_) | AppendError::ReadOnly | _ => Refusal::ReadOnly,
+    }
+}
+
+fn count(blocks: usize) -> u32 {
+    u32::try_from(blocks).expect("a prompt has fewer than 2^32 blocks")
+}
+
+fn index(block: u32) -> usize {
+    usize::try_from(block).expect("32 bits fit")
+}

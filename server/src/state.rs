@@ -1,0 +1,121 @@
+//! All that changes together, behind one lock: the index and whoever relies on it.
+//!
+//! A block enters and leaves through here alone, so that its segment, its namespace, the host tier
+//! and whoever watches always agree with the index. The lock is held for no longer than a walk
+//! along one prompt, or along the blocks of one segment; nothing waits while holding it.
+
+use crate::events::{Events, Kind};
+use crate::host_tier::HostTier;
+use crate::leases::{Lease, Leases};
+use crate::load::BlockRead;
+use crate::namespaces::{Namespaces, Registrations, SessionId};
+use crate::place::{BlockPlace, NamespaceId};
+use crate::segments::Segments;
+use refrain_index::chain::{BlockKey, Chain, InsertError};
+use refrain_index::hash::SequenceHash;
+use refrain_store::arena::Mapping;
+use refrain_store::geometry::Generation;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) chain: Chain<BlockPlace>,
+    pub(crate) segments: Segments,
+    pub(crate) namespaces: Namespaces,
+    pub(crate) registrations: Registrations,
+    pub(crate) leases: Leases,
+    pub(crate) host: HostTier,
+    /// Session arenas, for reading.
+    pub(crate) sessions: HashMap<SessionId, Arc<Mapping>>,
+    /// Blocks on their way from a drive: who wants one of them shares its read.
+    pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
+    pub(crate) events: Events,
+    pub(crate) draining: bool,
+}
+
+/// What became of a block that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    New,
+    /// Somebody else saved it meanwhile; both hold the same.
+    Already,
+    /// Its parent has gone, or its segment: it cannot be found.
+    Lost,
+}
+
+impl State {
+    /// Lets a written block be found.
+    pub(crate) fn enter(
+        &mut self,
+        key: BlockKey,
+        parent: Option<SequenceHash>,
+        (place, generation): (BlockPlace, Generation),
+        now: u32,
+    ) -> Entered {
+        match self.chain.insert(key, parent, place, now) {
+            Ok(()) => {}
+            Err(InsertError::Resident { .. }) => return Entered::Already,
+            Err(_) => return Entered::Lost,
+        }
+        if !self.segments.enter(&place, generation, now) {
+            self.chain.remove(key);
+            return Entered::Lost;
+        }
+        self.namespaces.enter(&place);
+        self.events.publish(Kind::Stored, &[(key, place.namespace)]);
+        Entered::New
+    }
+
+    /// Counts in what a restart found in the index.
+    pub(crate) fn count_restored(&mut self, now: u32) {
+        for (_, place, _) in self.chain.iter() {
+            let generation = self.segments.address(&place).generation;
+            let counted = self.segments.enter(&place, generation, now);
+            assert!(counted, "the generation is the segment's own");
+            self.namespaces.enter(&place);
+        }
+    }
+
+    /// A block was copied to another place; `false` when it is no longer where it was copied from.
+    pub(crate) fn moved(
+        &mut self,
+        key: BlockKey,
+        from: BlockPlace,
+        (to, generation): (BlockPlace, Generation),
+    ) -> bool {
+        if self.chain.get(key) != Some(from) {
+            return false;
+        }
+        let written = self.segments.get(to.group).written();
+        if !self.segments.enter(&to, generation, written) {
+            return false;
+        }
+        self.segments.leave(&from);
+        self.chain.replace(key, to);
+        true
+    }
+
+    /// Removes a block and all behind it, which nobody could reach any more.
+    pub(crate) fn remove(&mut self, key: BlockKey) -> Vec<(BlockKey, BlockPlace)> {
+        let removed = self.chain.remove(key);
+        let mut gone: Vec<(BlockKey, NamespaceId)> = Vec::with_capacity(removed.len());
+        for (key, place) in &removed {
+            self.segments.leave(place);
+            self.namespaces.leave(place);
+            self.host.remove(*key);
+            gone.push((*key, place.namespace));
+        }
+        self.events.publish(Kind::Removed, &gone);
+        removed
+    }
+
+    /// Lets go of what an ended lease held; whether some segment is held no more.
+    pub(crate) fn let_go(&mut self, lease: &Lease) -> bool {
+        let mut freed = false;
+        for &group in &lease.held {
+            freed |= self.segments.let_go(group);
+        }
+        freed
+    }
+}

@@ -1,0 +1,152 @@
+//! Calls to a running sidecar, one at a time, each with a deadline.
+
+use anyhow::{Result, anyhow};
+use refrain_client::Address;
+use refrain_client::v1;
+use refrain_client::v1::admin_client::AdminClient;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::time::error::Elapsed;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status, Streaming};
+
+/// A sidecar answers at once, or is in trouble.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Of a drain, and between two messages of a stream: what runs is finished first.
+const LONG_PATIENCE: Duration = Duration::from_mins(2);
+
+/// A connection for as long as the command runs.
+#[derive(Debug)]
+pub struct Admin {
+    runtime: Runtime,
+    client: AdminClient<Channel>,
+}
+
+impl Admin {
+    pub fn connect(address: &Address) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let connecting =
+            async { tokio::time::timeout(PATIENCE, refrain_client::admin(address)).await };
+        let client = match runtime.block_on(connecting) {
+            Ok(connected) => connected.map_err(|error| {
+                anyhow!(error).context(format!(
+                    "no sidecar answers at {address}: start one, name another by --addr, or give \
+                     the --dir of a stopped store"
+                ))
+            })?,
+            Err(_) => return Err(late("connect")),
+        };
+        Ok(Self { runtime, client })
+    }
+
+    pub fn stats(&mut self) -> Result<v1::StatsResponse> {
+        let Self { runtime, client } = self;
+        let call = async { within(PATIENCE, client.stats(v1::StatsRequest {})).await };
+        answer("give its numbers", runtime.block_on(call))
+    }
+
+    /// Calls `each` for what is listed, until there is no more or it fails; 0 lists all.
+    pub fn list(
+        &mut self,
+        what: v1::list_request::What,
+        limit: u64,
+        mut each: impl FnMut(v1::list_entry::Entry) -> Result<()>,
+    ) -> Result<()> {
+        const CALL: &str = "list";
+        let request = v1::ListRequest { what: what.into(), limit };
+        let Self { runtime, client } = self;
+        let call = async { within(PATIENCE, client.list(request)).await };
+        let mut stream = answer(CALL, runtime.block_on(call))?;
+        while let Some(message) = next(runtime, CALL, &mut stream)? {
+            if let Some(entry) = message.entry {
+                each(entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn inspect(
+        &mut self,
+        subject: v1::inspect_request::Subject,
+    ) -> Result<v1::InspectResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::InspectRequest { subject: Some(subject) };
+        let call = async { within(PATIENCE, client.inspect(request)).await };
+        answer("inspect", runtime.block_on(call))
+    }
+
+    /// Has every block read and checked; calls `each` for what is found on the way.
+    pub fn verify(
+        &mut self,
+        bytes_per_second: u64,
+        mut each: impl FnMut(v1::VerifyProgress),
+    ) -> Result<()> {
+        const CALL: &str = "verify";
+        let Self { runtime, client } = self;
+        let request = v1::VerifyRequest { bytes_per_second };
+        let call = async { within(PATIENCE, client.verify(request)).await };
+        let mut stream = answer(CALL, runtime.block_on(call))?;
+        while let Some(progress) = next(runtime, CALL, &mut stream)? {
+            each(progress);
+        }
+        Ok(())
+    }
+
+    /// How many blocks went: this one, and all behind it.
+    pub fn evict(&mut self, sequence_hash: Vec<u8>, shard: u32) -> Result<u64> {
+        let Self { runtime, client } = self;
+        let request = v1::EvictRequest { sequence_hash, shard };
+        let call = async { within(PATIENCE, client.evict(request)).await };
+        Ok(answer("evict", runtime.block_on(call))?.blocks)
+    }
+
+    /// How many blocks went.
+    pub fn drop_namespace(&mut self, namespace_digest: Vec<u8>) -> Result<u64> {
+        let Self { runtime, client } = self;
+        let request = v1::DropNamespaceRequest { namespace_digest };
+        let call = async { within(LONG_PATIENCE, client.drop_namespace(request)).await };
+        Ok(answer("drop a namespace", runtime.block_on(call))?.blocks)
+    }
+
+    pub fn drain(&mut self) -> Result<()> {
+        let Self { runtime, client } = self;
+        let call = async { within(LONG_PATIENCE, client.drain(v1::DrainRequest {})).await };
+        answer("drain", runtime.block_on(call)).map(|_| ())
+    }
+}
+
+type Outcome<T> = Result<Result<T, Status>, Elapsed>;
+
+async fn within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Outcome<T> {
+    tokio::time::timeout(patience, call).await
+}
+
+fn answer<T>(call: &str, outcome: Outcome<Response<T>>) -> Result<T> {
+    match outcome {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(refusal(call, &status)),
+        Err(_) => Err(late(call)),
+    }
+}
+
+fn next<T>(runtime: &Runtime, call: &str, stream: &mut Streaming<T>) -> Result<Option<T>> {
+    match runtime.block_on(async { within(LONG_PATIENCE, stream.message()).await }) {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(status)) => Err(refusal(call, &status)),
+        Err(_) => Err(late(call)),
+    }
+}
+
+fn refusal(call: &str, status: &Status) -> anyhow::Error {
+    if status.code() == Code::Unavailable {
+        return anyhow!("sidecar went away before it could {call}");
+    }
+    anyhow!("sidecar refuses to {call}: {}", status.message())
+}
+
+fn late(call: &str) -> anyhow::Error {
+    anyhow!("sidecar gave no answer when asked to {call}: see its log")
+}

@@ -1,0 +1,273 @@
+//! The flags of a replay.
+
+use anyhow::{Result, ensure};
+use bytesize::ByteSize;
+use refrain_client::Address;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  Replay a trace on a sidecar of its own, in a temporary directory here:
+    refrain replay trace.jsonl --capacity 8GiB
+  The same, killed with SIGKILL half-way and started again: the hit rate must stay the same:
+    refrain replay trace.jsonl --capacity 8GiB --kill-at half
+  A sidecar that runs already, four workers with two requests each in flight, ten times faster than
+  the trace was recorded:
+    refrain serve --dir /mnt/nvme0/refrain --capacity 800GiB --listen unix:/run/refrain.sock
+    refrain replay trace.jsonl.gz --addr unix:/run/refrain.sock --block-bytes 4497408 \\
+        --workers 4 --concurrency 2 --speed 10
+
+A trace has block ids and no text. Equal ids stand for equal tokens, and what a block holds follows
+from its id, all ids before it and the seed: every byte that is loaded is compared, and a wrong one
+ends in exit status 1, as does a request that failed. Hits count in tokens of the trace
+(--block-tokens), whatever a block takes on disk (--block-bytes): so a working set of terabytes
+replays on a small disk at the same hit rate. The sidecar is shown 16 tokens a block, which changes
+nothing but the length of prompts on the wire.
+
+Replayed again on the same directory or sidecar with the same seed, blocks of the last time are hits.
+Ctrl-C finishes what runs and prints the report so far; a second one ends at once.";
+
+/// Drive a sidecar with the requests of a trace, and compare every byte that comes back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// JSON Lines, gzip'd or plain, with `hash_ids` or `hash_runs`
+    pub(super) trace: PathBuf,
+    /// Bytes of a block as it is stored
+    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = size)]
+    pub(super) block_bytes: u64,
+    /// Tokens of a block in the trace
+    #[arg(long, value_name = "N", default_value_t = 512,
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) block_tokens: u64,
+    /// Layers of a block; must divide --block-bytes [default: as fits]
+    #[arg(long, value_name = "N")]
+    pub(super) layers: Option<u32>,
+
+    /// Bytes that the sidecar may store, as in 8GiB
+    #[arg(long, value_name = "SIZE", required_unless_present = "addr", value_parser = size)]
+    pub(super) capacity: Option<u64>,
+    /// Store directory of the sidecar [default: a temporary one here, removed at the end]
+    #[arg(long)]
+    pub(super) dir: Option<PathBuf>,
+    /// How the sidecar drives the disk: auto, uring or blocking
+    #[arg(long, value_name = "ENGINE")]
+    pub(super) io_engine: Option<String>,
+    /// What a save waits for: none, group or sync
+    #[arg(long, value_name = "WHEN")]
+    pub(super) durability: Option<String>,
+    /// Memory of the sidecar for loads and hot blocks
+    #[arg(long, value_name = "SIZE")]
+    pub(super) load_arena: Option<String>,
+    /// Use the sidecar that listens there, instead of one of our own
+    #[arg(long, value_name = "unix:PATH", conflicts_with_all = [
+        "capacity", "dir", "io_engine", "durability", "load_arena", "kill_at", "restart_at"])]
+    pub(super) addr: Option<Address>,
+    /// Kill the sidecar (SIGKILL) when this request of the replay starts, and start it again
+    #[arg(long, value_name = "N|half", conflicts_with = "restart_at")]
+    pub(super) kill_at: Option<At>,
+    /// Stop the sidecar (SIGTERM) when this request of the replay starts, and start it again
+    #[arg(long, value_name = "N|half")]
+    pub(super) restart_at: Option<At>,
+
+    /// Workers, each with a session of its own
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) workers: u32,
+    /// Requests that a worker has in flight
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) concurrency: u32,
+    /// How many times faster than recorded requests arrive; 0 is as fast as they are served
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = speed)]
+    speed: f64,
+    /// Requests to leave out at the start
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) skip: u64,
+    /// Requests to replay at most
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<u64>,
+
+    /// How long a load, or any call, may take; what is not there by then is a miss
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    pub(super) deadline: Duration,
+    /// How long a request waits for a sidecar that went away
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub(super) wait: Duration,
+    /// How long a request tries to save its blocks while the disk is behind; 0s gives up at once
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
+    pub(super) save_patience: Duration,
+    /// Let every save wait until it would survive a power loss
+    #[arg(long)]
+    pub(super) durable: bool,
+
+    /// Other seeds make other contents, which share nothing
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Tenants share nothing either
+    #[arg(long, default_value = "replay")]
+    pub(super) tenant: String,
+    /// Print the report as one line of JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write a JSON line for every request
+    #[arg(long, value_name = "FILE")]
+    pub(super) hit_log: Option<PathBuf>,
+}
+
+/// A request of the replay, counted from its first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Half,
+    Request(u64),
+}
+
+/// What is done to our own sidecar on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disturbance {
+    Kill { at: u64 },
+    Restart { at: u64 },
+}
+
+impl Args {
+    /// `None` waits for nothing.
+    pub(super) fn speed(&self) -> Option<f64> {
+        (self.speed > 0.0).then_some(self.speed)
+    }
+
+    pub(super) fn disturbance(&self, requests: u64) -> Result<Option<Disturbance>> {
+        let disturbance = match (self.kill_at, self.restart_at) {
+            (Some(at), _) => Disturbance::Kill { at: at.request(requests) },
+            (None, Some(at)) => Disturbance::Restart { at: at.request(requests) },
+            (None, None) => return Ok(None),
+        };
+        let at = disturbance.request();
+        ensure!(at < requests, "there is no request {at} among {requests}, counted from 0");
+        Ok(Some(disturbance))
+    }
+}
+
+impl Disturbance {
+    pub(super) fn request(self) -> u64 {
+        match self {
+            Self::Kill { at } | Self::Restart { at } => at,
+        }
+    }
+}
+
+impl At {
+    fn request(self, requests: u64) -> u64 {
+        match self {
+            Self::Half => requests / 2,
+            Self::Request(number) => number,
+        }
+    }
+}
+
+impl FromStr for At {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "half" => Ok(Self::Half),
+            Ok(number) => Ok(Self::Request(number)),
+            Err(_) => Err("give the number of a request, or `half`".into()),
+        }
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text.parse().map_err(|_| "write bytes, or as in 16KiB or 8GiB")?;
+    Ok(size.as_u64())
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    // Beyond this a trace of a day takes years, or clocks end.
+    let in_range = |speed: &f64| *speed == 0.0 || (0.001..=1e6).contains(speed);
+    let speed = text.parse().ok().filter(in_range);
+    speed.ok_or_else(|| "give a factor from 0.001 to 1000000, or 0".into())
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60_000),
+        _ => None,
+    };
+    let time = number.parse::<u64>().ok().zip(milliseconds).and_then(|(n, ms)| n.checked_mul(ms));
+    time.map(Duration::from_millis).ok_or_else(|| "write a time as in 500ms, 10s or 2m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    //! Proves what flags mean, and which are refused.
+
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &str) -> Result<Args, String> {
+        let words = ["replay", "trace.jsonl"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).map(|line| line.args).map_err(|error| error.to_string())
+    }
+
+    fn check_disturbance(line: &str, requests: u64, expected: Result<Option<Disturbance>, &str>) {
+        let found = args(&format!("--capacity 1GiB {line}")).unwrap().disturbance(requests);
+        assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn request_of_a_kill_is_a_number_or_half() {
+        check_disturbance("", 10, Ok(None));
+        check_disturbance("--kill-at half", 11, Ok(Some(Disturbance::Kill { at: 5 })));
+        check_disturbance("--kill-at half", 1, Ok(Some(Disturbance::Kill { at: 0 })));
+        check_disturbance("--restart-at 9", 10, Ok(Some(Disturbance::Restart { at: 9 })));
+        let outside = "there is no request 10 among 10, counted from 0";
+        check_disturbance("--kill-at 10", 10, Err(outside));
+        let error = args("--capacity 1GiB --kill-at middle").unwrap_err();
+        assert!(error.contains("give the number of a request, or `half`"), "{error}");
+    }
+
+    #[test]
+    fn sizes_and_times_are_written_with_units() {
+        let args = args("--capacity 8GiB --block-bytes 16KiB --wait 2m --deadline 500ms").unwrap();
+        assert_eq!((args.capacity, args.block_bytes), (Some(8 << 30), 16 << 10));
+        assert_eq!(
+            (args.wait, args.deadline),
+            (Duration::from_mins(2), Duration::from_millis(500))
+        );
+        for wrong in ["10", "s", "-1s", "1h", "99999999999999999999s", "18446744073709551615m"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn speed_of_zero_waits_for_nothing() {
+        assert_eq!(args("--capacity 1GiB").unwrap().speed(), None);
+        assert_eq!(args("--capacity 1GiB --speed 0").unwrap().speed(), None);
+        assert_eq!(args("--capacity 1GiB --speed 10").unwrap().speed(), Some(10.0));
+        for wrong in ["-1", "NaN", "inf", "0.0001", "fast"] {
+            assert!(speed(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sidecar_is_our_own_or_somebody_elses() {
+        assert!(args("").unwrap_err().contains("--capacity"));
+        assert!(args("--addr unix:/run/refrain.sock").is_ok());
+        for own in ["--capacity 1GiB", "--dir d", "--kill-at half", "--io-engine uring"] {
+            let error = args(&format!("--addr unix:/run/refrain.sock {own}")).unwrap_err();
+            assert!(error.contains("cannot be used with"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Watches over a replay: adds up, logs, shows progress, disturbs the sidecar, notices its death.
+
+use super::args::Disturbance;
+use super::hit_log::HitLog;
+use super::host::Host;
+use super::outcome::Outcome;
+use super::report::{Frame, Report, Restarts, Totals};
+use super::{Event, Failed};
+use crate::sidecar::{Sidecar, SidecarError};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long the death of our own sidecar may go unnoticed while no request is served.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(super) struct Supervision<'a> {
+    block_tokens: u64,
+    totals: Totals,
+    restarts: Restarts,
+    hit_log: Option<HitLog>,
+    progress: ProgressBar,
+    stop: &'a watch::Sender<bool>,
+    interrupted: bool,
+    abandoned: bool,
+    /// The first one.
+    failed: Option<anyhow::Error>,
+}
+
+impl<'a> Supervision<'a> {
+    pub(super) fn new(
+        requests: u64,
+        block_tokens: u64,
+        hit_log: Option<HitLog>,
+        stop: &'a watch::Sender<bool>,
+    ) -> Self {
+        // On standard error, and nowhere when that is no terminal.
+        let progress = ProgressBar::new(requests);
+        let style = "{bar:32} {human_pos} of {human_len} requests, {eta} left; {msg}";
+        progress.set_style(ProgressStyle::with_template(style).expect("it names what there is"));
+        Self {
+            block_tokens,
+            totals: Totals::default(),
+            restarts: Restarts::default(),
+            hit_log,
+            progress,
+            stop,
+            interrupted: false,
+            abandoned: false,
+            failed: None,
+        }
+    }
+
+    /// Returns when no worker has a request any more, or when it would be no use to wait for that.
+    pub(super) fn run(
+        &mut self,
+        inbox: &Receiver<Event>,
+        mut running: usize,
+        host: &mut Host,
+        disturbance: Option<Disturbance>,
+    ) {
+        while running > 0 && !self.abandoned {
+            match inbox.recv_timeout(CHECK_INTERVAL) {
+                Ok(Event::Served(outcome)) => self.served(&outcome),
+                Ok(Event::Reached) => self.disturb(host, disturbance),
+                Ok(Event::Failed(failed)) => self.fail(failed.into()),
+                Ok(Event::Finished) => running -= 1,
+                Ok(Event::Interrupted) => self.interrupted = true,
+                Ok(Event::Aborted) | Err(RecvTimeoutError::Disconnected) => self.abandoned = true,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(Err(error)) = host.own().map(Sidecar::check) {
+                        self.abandon(error);
+                    }
+                }
+            }
+        }
+        self.progress.finish_and_clear();
+    }
+
+    pub(super) fn interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// Whether requests may still be under way.
+    pub(super) fn abandoned(&self) -> bool {
+        self.abandoned
+    }
+
+    pub(super) fn restarts(&self) -> Restarts {
+        self.restarts
+    }
+
+    /// The report, and why the replay ended early.
+    pub(super) fn finish(mut self, frame: &Frame) -> (Report, Option<anyhow::Error>) {
+        if let Some(Err(error)) = self.hit_log.take().map(HitLog::finish) {
+            self.fail(error);
+        }
+        (self.totals.report(frame), self.failed)
+    }
+
+    fn served(&mut self, outcome: &Outcome) {
+        self.totals.add(outcome);
+        if let Some(Err(error)) = self.hit_log.as_mut().map(|log| log.write(outcome)) {
+            self.fail(error);
+        }
+        self.progress.set_position(self.totals.requests());
+        let percent = 100.0 * self.totals.token_hit_rate(self.block_tokens);
+        self.progress.set_message(format!("hit rate {percent:.1} %"));
+    }
+
+    fn disturb(&mut self, host: &mut Host, disturbance: Option<Disturbance>) {
+        let (Some(sidecar), Some(disturbance)) = (host.own(), disturbance) else {
+            return;
+        };
+        let (ended, killed) = match disturbance {
+            Disturbance::Kill { .. } => (sidecar.kill(), true),
+            Disturbance::Restart { .. } => (sidecar.stop(), false),
+        };
+        match ended.and_then(|()| sidecar.restart()) {
+            Ok(start_time) => {
+                self.restarts = Restarts { count: self.restarts.count + 1, killed, start_time };
+            }
+            Err(error) => self.abandon(error),
+        }
+    }
+
+    /// Without a sidecar, nothing that is under way will end well.
+    fn abandon(&mut self, error: SidecarError) {
+        self.abandoned = true;
+        self.fail(Failed::Sidecar(error).into());
+    }
+
+    fn fail(&mut self, error: anyhow::Error) {
+        self.stop.send_replace(true);
+        self.failed.get_or_insert(error);
+    }
+}
