@@ -5,7 +5,7 @@
 
 use super::{Rate, Watch};
 use crate::arena::{Arena, ArenaError, Frame, Mapping};
-use crate::check::ReadError;
+use crate::check::{ReadError, Shape};
 use crate::drive::{Drive, DriveConfig, IoEngine, KnownSegment, OpenError, Opening, Refused};
 use crate::engine::{
     Append, AppendError, Durability, NewRecord, ReadSink, RecordRead, SegmentState, Stored,
@@ -348,7 +348,7 @@ impl StoreProbe {
             sequence_hash: name(block),
             shard: 0,
             namespace: NAMESPACE,
-            layout: self.layout.clone(),
+            shape: Shape::Layout(self.layout.clone()),
             frame: Arc::clone(frame),
             by_stripe,
             deadline: None,

@@ -1,8 +1,8 @@
 //! What a running sidecar says.
 
 use super::{Answer, Record, Segment, Stripe, digest};
-use crate::hex::hex;
 use crate::admin::Admin;
+use crate::hex::hex;
 use crate::subject::Subject;
 use anyhow::{Context, Result, bail};
 use refrain_client::v1::{self, inspect_request};
