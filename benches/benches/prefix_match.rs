@@ -33,7 +33,9 @@ fn main() {
         let hashes = &prompts.chains[random.usize(0..blocks / PROMPT_BLOCKS)];
         let found = samples.time(|| chain.match_prefix(0, hashes, now));
         assert_eq!(found.len(), PROMPT_BLOCKS);
-        found.iter().for_each(|place| digest.add(u64::from(place.segment ^ place.page)));
+        for place in &found {
+            digest.add(u64::from(place.segment ^ place.page));
+        }
     }
     let bytes = chain.bytes() / u64::try_from(chain.len()).expect("usize fits");
     let each = float(PROMPT_BLOCKS) / samples.median().as_secs_f64() / 1e6;

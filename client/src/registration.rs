@@ -147,9 +147,10 @@ pub(crate) fn session_failure(
 fn encode(prompt: Prompt<'_>) -> lookup_request::Prompt {
     match prompt {
         Prompt::Tokens(tokens) => {
-            let mut bytes = Vec::with_capacity(size_of_val(tokens));
-            for token in tokens {
-                bytes.extend_from_slice(&token.to_le_bytes());
+            let mut bytes = vec![0; size_of_val(tokens)];
+            let (pieces, _) = bytes.as_chunks_mut();
+            for (piece, token) in pieces.iter_mut().zip(tokens) {
+                *piece = token.to_le_bytes();
             }
             lookup_request::Prompt::Tokens(bytes.into())
         }

@@ -33,6 +33,13 @@ use tracing::{info, warn};
 /// A prompt of a million tokens is 4 MB; a reply about its blocks is less.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// What a caller may send before it hears from us: a prompt of a million tokens. HTTP/2's usual
+/// 64 KiB make eight round trips of one of 131,072.
+const STREAM_WINDOW: u32 = 4 << 20;
+
+/// The most that comes in one piece.
+const FRAME: u32 = 1 << 20;
+
 /// Why a sidecar does not start, or ends before it is told to.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -148,6 +155,9 @@ async fn services(
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let events = EventsServer::new(EventsService(Arc::clone(node)));
     let router = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(2 * STREAM_WINDOW)
+        .max_frame_size(FRAME)
         .add_service(health)
         .add_service(reflection)
         .add_service(cache)

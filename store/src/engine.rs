@@ -49,7 +49,7 @@ impl Default for Limits {
         Self {
             read_bytes: 32 << 20,
             write_bytes: 32 << 20,
-            write_bytes_beside_reads: 8 << 20,
+            write_bytes_beside_reads: 4 << 20,
             operations: 192,
             group_bytes: 64 << 20,
             group_interval: Duration::from_millis(50),
@@ -174,7 +174,7 @@ impl Engine {
             let Some((part, operation)) = self.reads.next(now) else { break };
             self.start(Owner::Read(part), operation);
         }
-        let writes = if self.reads.is_busy() {
+        let writes = if self.reads.is_busy(now) {
             self.limits.write_bytes_beside_reads
         } else {
             self.limits.write_bytes

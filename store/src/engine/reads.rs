@@ -10,7 +10,11 @@ use crate::stats::Counters;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long after a read writes still make room for the next. Some reads long, so that a client
+/// has time to ask again; too short for a save to notice.
+const AFTERGLOW: Duration = Duration::from_millis(20);
 
 /// Who hears how a read goes. Called on the drive's thread: it must not block.
 pub trait ReadSink: Send + Sync {
@@ -74,6 +78,7 @@ pub(super) struct Reads {
     queued_bytes: u64,
     bytes_in_flight: u64,
     parts_in_flight: usize,
+    last_completed: Option<Instant>,
     rate: Rate,
     counters: Arc<Counters>,
 }
@@ -88,6 +93,7 @@ impl Reads {
             queued_bytes: 0,
             bytes_in_flight: 0,
             parts_in_flight: 0,
+            last_completed: None,
             rate: Rate::default(),
             counters,
         }
@@ -101,8 +107,13 @@ impl Reads {
         self.queued_bytes + self.bytes_in_flight
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.parts_in_flight > 0 || !self.queue.is_empty()
+    /// Whether anybody reads, or did a moment ago: a prefix is read in several calls, and between
+    /// two of them the device must not fill with writes that the next would wait behind.
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < AFTERGLOW;
+        self.parts_in_flight > 0
+            || !self.queue.is_empty()
+            || self.last_completed.is_some_and(lately)
     }
 
     pub(super) fn enqueue(&mut self, records: Vec<RecordRead>) {
@@ -188,6 +199,7 @@ impl Reads {
     ) {
         self.bytes_in_flight -= self.range(part).1;
         self.parts_in_flight -= 1;
+        self.last_completed = Some(now);
         let busy = self.parts_in_flight > 0;
         self.rate.add(bytes, now, busy, &self.counters.read_bytes_per_second);
         let active = self.active[part.record].as_mut().expect("a part has its record");

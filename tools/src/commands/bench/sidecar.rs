@@ -113,8 +113,10 @@ impl Sidecar {
 
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        // A refused command line says why first, a failed start last.
+        let first = log.lines().find(|line| line.starts_with("error"));
         let last = log.lines().rev().find(|line| !line.trim().is_empty());
-        last.unwrap_or("it said nothing").to_owned()
+        first.or(last).unwrap_or("it said nothing").to_owned()
     }
 }
 
