@@ -57,6 +57,20 @@ impl Outcome {
         }
     }
 
+    /// Forgets what an attempt before this one ended with; what that saved is saved all the same.
+    pub(super) fn begin_attempt(&mut self) {
+        *self = Self {
+            matched: 0,
+            refused: 0,
+            load_us: 0,
+            expected_load_us: 0,
+            save_us: 0,
+            miss: None,
+            refusal: None,
+            ..std::mem::take(self)
+        };
+    }
+
     pub(super) fn hit(&self) -> u32 {
         self.hit_host + self.hit_ssd
     }

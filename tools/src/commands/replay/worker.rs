@@ -124,6 +124,7 @@ impl Worker {
         absence: &mut Absence,
         found_first: &mut Option<u32>,
     ) -> Result<End, RequestError> {
+        outcome.begin_attempt();
         let begun = Instant::now();
         let lookup = self.registration.lookup(Prompt::Tokens(&asked.tokens)).await?;
         outcome.lookup_us = microseconds(begun.elapsed());
