@@ -217,6 +217,15 @@ impl Region {
         write(bytes)
     }
 
+    /// Has the kernel give all pages now, so that nobody waits for them later.
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        // SAFETY: the range lies in the mapping, and the advice changes no contents.
+        let populated = unsafe {
+            mm::madvise(self.pointer().cast(), length(self.length), Advice::LinuxPopulateWrite)
+        };
+        Ok(populated?)
+    }
+
     pub(crate) fn pointer(&self) -> *mut u8 {
         // SAFETY: the offset lies in the mapping, checked when the region was made.
         unsafe { self.mapping.base.as_ptr().add(length(self.offset)) }

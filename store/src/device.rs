@@ -43,6 +43,9 @@ pub trait Device {
     /// Takes an operation; it may begin at once, or at the next `wait`.
     fn start(&mut self, op: OpId, operation: DeviceOp);
 
+    /// Memory that operations will use again and again, resident by now.
+    fn adopt(&mut self, _memory: &Region) {}
+
     /// Sleeps until something completes, somebody wakes it, or `timeout` passes.
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> io::Result<()>;
 }

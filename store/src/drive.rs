@@ -3,7 +3,7 @@
 //! The thread owns the engine and the device. It sleeps in one system call and wakes for
 //! completions or for new work; the handle only queues and never waits.
 
-use crate::arena::{Arena, ArenaError, Mapping};
+use crate::arena::{Arena, ArenaError, Mapping, Region};
 use crate::blocking::BlockingDevice;
 use crate::device::{Device, Waker};
 use crate::directory::{Directory, DirectoryError, NewStore};
@@ -106,6 +106,8 @@ pub struct DriveStats {
 
 /// Requests that wait for the thread; more are refused.
 const QUEUE: usize = 4096;
+/// Memory that a device adopts in one call, 10 ms of its thread's time.
+const ADOPTED_AT_ONCE: u64 = 256 << 20;
 /// Memory for headers, segment heads and footers.
 const SCRATCH_BYTES: u64 = 64 << 20;
 
@@ -113,6 +115,7 @@ enum Command {
     Read(Vec<RecordRead>),
     Append(Box<Append>),
     Release(SegmentId),
+    Adopt(Region),
     Stop,
 }
 
@@ -240,7 +243,7 @@ impl Worker {
         let mut stopping = false;
         loop {
             waker.lower();
-            stopping |= self.take_commands();
+            stopping |= self.take_commands(device);
             if stopping {
                 self.engine.stop();
             }
@@ -268,12 +271,13 @@ impl Worker {
     }
 
     /// Whether the drive should stop.
-    fn take_commands(&mut self) -> bool {
+    fn take_commands(&mut self, device: &mut dyn Device) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Read(records)) => self.engine.read(records),
                 Ok(Command::Append(append)) => self.engine.append(*append, Instant::now()),
                 Ok(Command::Release(segment)) => self.engine.release(segment),
+                Ok(Command::Adopt(memory)) => device.adopt(&memory),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
                 Err(TryRecvError::Empty) => return false,
             }
@@ -283,14 +287,13 @@ impl Worker {
 
 fn start_thread(
     files: Vec<File>,
-    arenas: Vec<Arc<Mapping>>,
     io_engine: IoEngine,
     worker: Worker,
 ) -> Result<(JoinHandle<()>, Waker, &'static str), OpenError> {
     let (ready, started) = sync_channel(1);
     let thread = std::thread::Builder::new().name("refrain-drive".into());
     let thread = thread.spawn(move || {
-        let made = make_device(files, &arenas, io_engine);
+        let made = make_device(files, io_engine);
         let (mut device, waker, name) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -308,18 +311,45 @@ fn start_thread(
     Ok((thread, waker, name))
 }
 
+/// Makes memory resident piece by piece and has the device adopt it, while the drive serves: a
+/// large arena takes seconds, and no start should wait for it.
+fn adopt_memory(
+    arenas: Vec<Arc<Mapping>>,
+    commands: SyncSender<Command>,
+    waker: Waker,
+) -> Result<(), OpenError> {
+    let thread = std::thread::Builder::new().name("refrain-populate".into());
+    let populate = move || {
+        for region in arenas.iter().flat_map(pieces) {
+            // Memory that is not to be had now may be later: the device uses it all the same.
+            if region.populate().is_err() || commands.send(Command::Adopt(region)).is_err() {
+                return;
+            }
+            waker.wake();
+        }
+    };
+    thread.spawn(populate).map(drop).map_err(OpenError::Thread)
+}
+
+fn pieces(mapping: &Arc<Mapping>) -> impl Iterator<Item = Region> {
+    let (bytes, mapping) = (mapping.bytes_len(), Arc::clone(mapping));
+    (0..bytes.div_ceil(ADOPTED_AT_ONCE)).map(move |index| {
+        let offset = index * ADOPTED_AT_ONCE;
+        let length = ADOPTED_AT_ONCE.min(bytes - offset);
+        mapping.region(offset, length).expect("pieces of a mapping lie in it")
+    })
+}
+
 fn make_device(
     files: Vec<File>,
-    arenas: &[Arc<Mapping>],
     io_engine: IoEngine,
 ) -> Result<(Box<dyn Device>, Waker, &'static str), OpenError> {
     if io_engine != IoEngine::Blocking {
         let clones = files.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>();
-        match clones.and_then(|files| UringDevice::new(files, arenas)) {
+        match clones.and_then(UringDevice::new) {
             Ok(device) => {
                 let waker = Waker::new(device.interrupt());
-                let name = if device.has_fixed_buffers() { "uring" } else { "uring-unregistered" };
-                return Ok((Box::new(device), waker, name));
+                return Ok((Box::new(device), waker, "uring"));
             }
             Err(error) if io_engine == IoEngine::Uring => return Err(OpenError::Uring(error)),
             Err(_) => {}

@@ -142,10 +142,10 @@ impl Probe {
     ) -> io::Result<()> {
         let mut device: Box<dyn Device> = match self.io_engine {
             IoEngine::Blocking => Box::new(BlockingDevice::new(vec![file])?),
-            IoEngine::Auto | IoEngine::Uring => {
-                Box::new(UringDevice::new(vec![file], std::slice::from_ref(&self.memory))?)
-            }
+            IoEngine::Auto | IoEngine::Uring => Box::new(UringDevice::new(vec![file])?),
         };
+        let whole = self.memory.region(0, self.memory.bytes_len()).map_err(io::Error::other)?;
+        device.adopt(&whole);
         let mut slots: Vec<u32> = (0..depth).collect();
         let all = slots.len();
         let mut left = order.iter();

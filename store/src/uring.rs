@@ -4,7 +4,7 @@
 //! that new work ends the sleep; nothing spins and nothing polls.
 #![expect(unsafe_code, reason = "hands memory to the kernel for as long as an operation runs")]
 
-use crate::arena::{Mapping, Region};
+use crate::arena::Region;
 use crate::device::{Completion, Device, DeviceOp, Interrupt, OpId};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::EventfdFlags;
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 /// Submissions between two system calls; what exceeds it waits its turn.
 const ENTRIES: u32 = 256;
-/// The kernel takes at most 1 GiB as one fixed buffer.
-const BUFFER_MAX: u64 = 1 << 30;
+/// Pieces of memory that can be registered: a terabyte in those that a drive makes.
+const BUFFERS: u32 = 4096;
 /// Marks the completion of the armed eventfd read; operations count from 0.
 const WAKE: u64 = u64::MAX;
 
@@ -28,18 +28,14 @@ pub struct UringDevice {
     /// Operations that the kernel works on, with their memory, by [`OpId`].
     running: Vec<Option<DeviceOp>>,
     waiting: VecDeque<(OpId, DeviceOp)>,
-    buffers: Vec<FixedBuffer>,
+    /// Registered memory, by the number that the kernel knows it by.
+    buffers: Vec<Region>,
+    takes_buffers: bool,
     event: Arc<Event>,
     event_count: Box<[u8; 8]>,
     armed: bool,
     // Dropped after the ring: the kernel knows them by number until then.
     _files: Vec<File>,
-}
-
-struct FixedBuffer {
-    mapping: Arc<Mapping>,
-    offset: u64,
-    length: u64,
 }
 
 struct Event(OwnedFd);
@@ -59,17 +55,19 @@ impl std::fmt::Debug for UringDevice {
 
 impl UringDevice {
     /// A ring over `files`; the calling thread is the one that drives it.
-    pub fn new(files: Vec<File>, arenas: &[Arc<Mapping>]) -> io::Result<Self> {
+    pub fn new(files: Vec<File>) -> io::Result<Self> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
         let ring = build()?;
         let fds: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
         ring.submitter().register_files(&fds)?;
-        let buffers = register_buffers(&ring, arenas);
+        // Without it, the kernel maps the pages of every operation: slower, and no worse.
+        let takes_buffers = ring.submitter().register_buffers_sparse(BUFFERS).is_ok();
         Ok(Self {
             ring,
             running: Vec::new(),
             waiting: VecDeque::new(),
-            buffers,
+            buffers: Vec::new(),
+            takes_buffers,
             event: Arc::new(Event(event)),
             event_count: Box::new([0; 8]),
             armed: false,
@@ -79,11 +77,6 @@ impl UringDevice {
 
     pub fn interrupt(&self) -> Arc<dyn Interrupt> {
         Arc::<Event>::clone(&self.event)
-    }
-
-    /// Whether reads and writes of the arenas skip the mapping of their pages each time.
-    pub fn has_fixed_buffers(&self) -> bool {
-        !self.buffers.is_empty()
     }
 
     fn fill(&mut self) {
@@ -146,9 +139,9 @@ impl UringDevice {
     fn fixed(&self, region: &Region) -> Option<u16> {
         let end = region.offset() + region.length();
         let index = self.buffers.iter().position(|buffer| {
-            Arc::ptr_eq(&buffer.mapping, region.mapping())
-                && buffer.offset <= region.offset()
-                && end <= buffer.offset + buffer.length
+            Arc::ptr_eq(buffer.mapping(), region.mapping())
+                && buffer.offset() <= region.offset()
+                && end <= buffer.offset() + buffer.length()
         })?;
         u16::try_from(index).ok()
     }
@@ -174,6 +167,24 @@ impl UringDevice {
 impl Device for UringDevice {
     fn start(&mut self, op: OpId, operation: DeviceOp) {
         self.waiting.push_back((op, operation));
+    }
+
+    fn adopt(&mut self, memory: &Region) {
+        let index = u32::try_from(self.buffers.len()).expect("no more than the table has");
+        if !self.takes_buffers || index >= BUFFERS {
+            return;
+        }
+        let length = usize::try_from(memory.length()).expect("addresses have 64 bits");
+        let vector = libc::iovec { iov_base: memory.pointer().cast(), iov_len: length };
+        // SAFETY: the memory stays mapped as long as its region in `buffers`, which the device
+        // drops after its ring.
+        let registered =
+            unsafe { self.ring.submitter().register_buffers_update(index, &[vector], None) };
+        match registered {
+            Ok(()) => self.buffers.push(memory.clone()),
+            // The limit on locked memory, mostly: more of it would be refused too.
+            Err(_) => self.takes_buffers = false,
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> io::Result<()> {
@@ -246,32 +257,4 @@ fn build() -> io::Result<IoUring> {
         Some(Errno::INVAL) => IoUring::new(ENTRIES),
         _ => Err(error),
     })
-}
-
-/// Registers what the limits allow; the rest is mapped operation by operation.
-fn register_buffers(ring: &IoUring, arenas: &[Arc<Mapping>]) -> Vec<FixedBuffer> {
-    let mut buffers = Vec::new();
-    for mapping in arenas {
-        let mut offset = 0;
-        while offset < mapping.bytes_len() {
-            let length = BUFFER_MAX.min(mapping.bytes_len() - offset);
-            buffers.push(FixedBuffer { mapping: Arc::clone(mapping), offset, length });
-            offset += length;
-        }
-    }
-    let vectors: Vec<_> = buffers
-        .iter()
-        .map(|buffer| {
-            let region = buffer.mapping.region(buffer.offset, buffer.length);
-            let region = region.expect("pieces of a mapping lie in it");
-            let length = usize::try_from(buffer.length).expect("addresses have 64 bits");
-            libc::iovec { iov_base: region.pointer().cast(), iov_len: length }
-        })
-        .collect();
-    // SAFETY: the memory stays mapped as long as `buffers`, which the device drops with its ring.
-    let registered = unsafe { ring.submitter().register_buffers(&vectors) };
-    if registered.is_err() {
-        buffers.clear();
-    }
-    buffers
 }

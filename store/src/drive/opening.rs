@@ -4,7 +4,8 @@ use super::{
     Arc, Arena, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
     GroupEvent, Limits, Mapping, Mutex, NewStore, OpenError, Path, QUEUE, RECORDS_START,
     SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem, SegmentSetup,
-    SegmentState, SegmentStatus, Setup, Shared, Worker, files, recover, start_thread, sync_channel,
+    SegmentState, SegmentStatus, Setup, Shared, Worker, adopt_memory, files, recover, start_thread,
+    sync_channel,
 };
 use super::{Durability, IoEngine};
 use crate::check::{ReadError, Wanted};
@@ -214,8 +215,8 @@ impl Opening {
         assert_eq!(self.directory.access(), Access::ReadWrite, "a drive writes");
         let counters = Arc::new(Counters::default());
         let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
-        let mut registered = arenas.to_vec();
-        registered.push(Arc::clone(&scratch));
+        let mut adopted = vec![Arc::clone(&scratch)];
+        adopted.extend_from_slice(arenas);
         let engine = Engine::new(Setup {
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
@@ -237,8 +238,8 @@ impl Opening {
         let superblock = *worker.directory.superblock();
         let path = worker.directory.path().to_path_buf();
         let segment_count = u32::try_from(self.files.len()).expect("ids have 32 bits");
-        let (thread, waker, io_engine) =
-            start_thread(self.files, registered, self.io_engine, worker)?;
+        let (thread, waker, io_engine) = start_thread(self.files, self.io_engine, worker)?;
+        adopt_memory(adopted, commands.clone(), waker.clone())?;
         let shared = Shared {
             commands,
             waker,

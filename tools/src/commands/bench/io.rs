@@ -126,7 +126,7 @@ fn engines(choice: EngineChoice) -> Result<Vec<(&'static str, IoEngine)>> {
         return Ok(vec![blocking]);
     }
     let file = File::open("/dev/null").context("open /dev/null")?;
-    match UringDevice::new(vec![file], &[]) {
+    match UringDevice::new(vec![file]) {
         Ok(_) if choice == EngineChoice::Uring => Ok(vec![("uring", IoEngine::Uring)]),
         Ok(_) => Ok(vec![("uring", IoEngine::Uring), blocking]),
         Err(error) if choice == EngineChoice::Uring => {
