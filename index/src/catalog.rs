@@ -5,8 +5,8 @@
 //! few thousand values, read in one scan.
 
 use crate::catalog::run::{decode_run, encode_run};
-use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
-use std::collections::{HashMap, HashSet};
+use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -69,7 +69,6 @@ impl std::fmt::Debug for Catalog {
 const STORE: &[u8] = b"S";
 const RUN: u8 = b'R';
 const WITHDRAWN: u8 = b'W';
-const EPOCH: u8 = b'E';
 
 impl Catalog {
     /// Opens the catalogue of store `store_id`, or makes it. One that is damaged, or another
@@ -156,26 +155,6 @@ impl Catalog {
             }
         }
         Ok(segments)
-    }
-
-    /// Blocks of earlier epochs of a namespace no longer count. Synced: it cannot be derived.
-    pub fn set_epoch(&self, namespace: [u8; 32], epoch: u64) -> Result<(), CatalogError> {
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        let key = [&[EPOCH][..], &namespace].concat();
-        self.db.put_opt(key, epoch.to_le_bytes(), &options).map_err(CatalogError::Write)
-    }
-
-    /// The epochs that were set.
-    pub fn epochs(&self) -> Result<HashMap<[u8; 32], u64>, CatalogError> {
-        let mut epochs = HashMap::new();
-        self.scan(EPOCH, |key, value| {
-            let namespace = key.try_into().map_err(|_| CatalogError::Damaged)?;
-            let epoch = value.try_into().map_err(|_| CatalogError::Damaged)?;
-            epochs.insert(namespace, u64::from_le_bytes(epoch));
-            Ok(())
-        })?;
-        Ok(epochs)
     }
 
     /// Writes out what is in memory, so that the next start replays no log.

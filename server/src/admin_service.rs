@@ -118,7 +118,11 @@ impl admin_server::Admin for AdminService {
         let node = Arc::clone(&self.node);
         let dropping =
             tokio::task::spawn_blocking(move || node.drop_namespace(NamespaceDigest(digest)));
-        let blocks = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
+        let dropped = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
+        let blocks = dropped.map_err(|error| {
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
+        })?;
         Ok(Response::new(v1::EvictResponse { blocks }))
     }
 

@@ -1,5 +1,6 @@
 //! Looking at blocks: one by its name, those of a segment, all of them against their checksums.
 
+use crate::epochs::EpochsError;
 use crate::metrics::Eviction;
 use crate::node::Node;
 use crate::place::{BlockPlace, Group};
@@ -10,6 +11,7 @@ use refrain_proto::v1;
 use refrain_store::check::{self, ReadError};
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::HEADER_SIZE;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -190,14 +192,25 @@ impl Node {
         gone
     }
 
-    /// Removes every block of a namespace; how many went.
-    pub(crate) fn drop_namespace(&self, digest: NamespaceDigest) -> u64 {
+    /// Removes every block of a namespace, for good; how many went. What is being saved in it, or
+    /// found by a later start on the disk, is of an earlier epoch and does not count.
+    pub(crate) fn drop_namespace(&self, digest: NamespaceDigest) -> Result<u64, EpochsError> {
+        let _one_at_a_time = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.state();
-        let Some(id) = state.namespaces.find(digest) else { return 0 };
+        let Some(id) = state.namespaces.find(digest) else { return Ok(0) };
+        let mut epochs = state.epochs.clone();
+        drop(state);
+        epochs.raise(digest);
+        // On the disk first, and without the lock on the index: a sync takes its time.
+        for drive in self.drives() {
+            epochs.write(drive.path())?;
+        }
+        let mut state = self.state();
+        state.epochs = epochs;
         let of =
             |(key, place, _): (BlockKey, BlockPlace, u32)| (place.namespace == id).then_some(key);
         let keys: Vec<_> = state.chain.iter().filter_map(of).collect();
         drop(state);
-        keys.chunks(DROPPED_AT_ONCE).map(|some| self.evict(some, Eviction::Drop)).sum()
+        Ok(keys.chunks(DROPPED_AT_ONCE).map(|some| self.evict(some, Eviction::Drop)).sum())
     }
 }

@@ -6,6 +6,7 @@ mod announce;
 mod cache_service;
 mod clock;
 pub mod config;
+mod epochs;
 mod events;
 mod events_service;
 mod host_tier;

@@ -2,13 +2,14 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::epochs::EpochsError;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::recovery::{self, Found};
 use crate::secret::{SECRET_BYTES, SecretError};
 use crate::state::State;
-use refrain_index::catalog::CatalogError;
+use refrain_index::catalog::{CatalogError, Row};
 use refrain_index::chain::{BlockKey, Chain, Restored};
 use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::NamespaceDigest;
@@ -37,6 +38,8 @@ pub enum NodeError {
     Catalog { path: PathBuf, source: CatalogError },
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Epochs(#[from] EpochsError),
     #[error("start a journal")]
     Journal { source: io::Error },
     #[error("store {} has {segments} segments, a drive may have {limit}: give larger segments", path.display())]
@@ -79,6 +82,8 @@ pub struct Node {
     pub(crate) leases_changed: Notify,
     /// Told when a lease has ended.
     pub(crate) lease_ended: Notify,
+    /// Held while a namespace is dropped.
+    pub(crate) dropping: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -97,6 +102,9 @@ impl Node {
             let (disk, drive, records) = open_disk(&drive, &mut state, &arena, &mut restart)?;
             disks.push(disk);
             found.extend(records.into_iter().map(|record| (drive, record)));
+        }
+        for disk in &disks {
+            state.epochs.read(disk.drive.path())?;
         }
         // The stores are ours by now: nobody else makes a secret meanwhile.
         let secret = config.secret()?;
@@ -126,6 +134,7 @@ impl Node {
             restart,
             leases_changed: Notify::new(),
             lease_ended: Notify::new(),
+            dropping: Mutex::new(()),
             state: Mutex::new(state),
         }))
     }
@@ -291,8 +300,11 @@ fn open_disk(
 /// Fills the index; of a block found twice, the later one counts.
 fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored {
     let mut last = None;
-    let namespaces = &mut state.namespaces;
-    let blocks = found.iter().map(|(drive, Found { segment, row, .. })| {
+    let (namespaces, epochs) = (&mut state.namespaces, &state.epochs);
+    // What was dropped stays away, whatever the disk still holds.
+    let counts = |row: &Row| row.epoch >= epochs.get(NamespaceDigest(row.namespace));
+    let found = found.iter().filter(|(_, found)| counts(&found.row));
+    let blocks = found.map(|(drive, Found { segment, row, .. })| {
         let digest = NamespaceDigest(row.namespace);
         // Neighbours are mostly of one namespace.
         let namespace = match last {

@@ -80,6 +80,8 @@ pub(crate) struct Batch {
     registration: Arc<Registration>,
     hashes: Arc<[SequenceHash]>,
     blocks: Vec<Outgoing>,
+    /// Of the namespace, when the blocks were sent.
+    epoch: u64,
     begin: Instant,
 }
 
@@ -183,9 +185,10 @@ impl Node {
             blocks.push((block, region, None));
         }
         let hashes = Arc::clone(&reserved.hashes);
+        let epoch = state.epoch(registration.namespace);
         state.leases.take_reserved(reservation, blocks.len());
         state.leases.renew(lease, Instant::now() + self.config.lease_default);
-        Ok(Batch { registration, hashes, blocks, begin: Instant::now() })
+        Ok(Batch { registration, hashes, blocks, epoch, begin: Instant::now() })
     }
 
     /// Blocks that a reservation still awaits.
@@ -222,18 +225,19 @@ impl Node {
         let pages = registration.layout.stored_length() - HEADER_SIZE;
         let blocks: Vec<_> = reserved.blocks.iter().copied().zip(frames).collect();
         state.leases.take_reserved(reservation, blocks.len());
+        let epoch = state.epoch(registration.namespace);
         drop(state);
         let blocks = blocks.into_iter().map(|(block, frame)| {
             let region = frame.region().slice(HEADER_SIZE, pages);
             (block, region, Some(Box::new(frame) as Box<dyn Any + Send>))
         });
         let blocks = blocks.collect();
-        Ok(Batch { registration, hashes, blocks, begin: Instant::now() })
+        Ok(Batch { registration, hashes, blocks, epoch, begin: Instant::now() })
     }
 
     /// Writes a batch and lets it into the index.
     pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
-        let Batch { registration, hashes, blocks, begin } = batch;
+        let Batch { registration, hashes, blocks, epoch, begin } = batch;
         let asked = count(blocks.len());
         let Some(drive) = self.choose_drive() else {
             self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
@@ -249,7 +253,7 @@ impl Node {
                 shard: registration.shard,
                 parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
                 namespace: registration.digest.0,
-                epoch: 0,
+                epoch,
                 position: block,
             };
             let (answer, written_at) = oneshot::channel();
@@ -275,7 +279,7 @@ impl Node {
                 Err(error) => refusal = refusal.or(Some(refusal_of(error))),
             }
         }
-        let committed = self.enter_all(&registration, &hashes, drive, &stored, refusal);
+        let committed = self.enter_all((&registration, epoch), &hashes, drive, &stored, refusal);
         let saved = &stored[..index(committed.saved)];
         let durable = durable && self.is_promised(drive, saved).await;
         if let Some(refusal) = committed.refusal {
@@ -289,7 +293,7 @@ impl Node {
     /// Lets written blocks be found, parents first, up to the first that cannot be.
     fn enter_all(
         &self,
-        registration: &Registration,
+        (registration, epoch): (&Registration, u64),
         hashes: &[SequenceHash],
         drive: DriveId,
         stored: &[(u32, Stored)],
@@ -297,6 +301,10 @@ impl Node {
     ) -> Committed {
         let now = self.clock.now();
         let mut state = self.state();
+        if state.epoch(registration.namespace) != epoch {
+            // The namespace was dropped meanwhile, and these blocks with it.
+            return Committed { saved: 0, refusal: Some(Refusal::NoParent), durable: false };
+        }
         let mut saved = 0;
         for &(block, Stored { address, stored_length }) in stored {
             let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };

@@ -4,6 +4,7 @@
 //! and whoever watches always agree with the index. The lock is held for no longer than a walk
 //! along one prompt, or along the blocks of one segment; nothing waits while holding it.
 
+use crate::epochs::Epochs;
 use crate::events::{Events, Kind};
 use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
@@ -31,6 +32,7 @@ pub(crate) struct State {
     /// Blocks on their way from a drive: who wants one of them shares its read.
     pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
     pub(crate) events: Events,
+    pub(crate) epochs: Epochs,
     pub(crate) draining: bool,
 }
 
@@ -45,6 +47,11 @@ pub(crate) enum Entered {
 }
 
 impl State {
+    /// The epoch that blocks of a namespace are saved in now.
+    pub(crate) fn epoch(&self, namespace: NamespaceId) -> u64 {
+        self.epochs.get(self.namespaces.get(namespace).digest)
+    }
+
     /// Lets a written block be found.
     pub(crate) fn enter(
         &mut self,

@@ -140,12 +140,3 @@ fn a_value_under_another_key_is_damage() {
     let catalog = catalog.emptied(STORE_ID).unwrap();
     assert_eq!(catalog.load(START).unwrap(), []);
 }
-
-#[test]
-fn epochs_survive() {
-    let fixture = Fixture::new();
-    let (catalog, _) = fixture.open();
-    catalog.set_epoch([5; 32], 3).unwrap();
-    drop(catalog);
-    assert_eq!(fixture.open().0.epochs().unwrap(), HashMap::from([([5; 32], 3)]));
-}
