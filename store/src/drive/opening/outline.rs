@@ -106,3 +106,53 @@ fn write_page(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     region.copy_from(0, bytes);
     file.write_all_at(region.bytes(), offset)
 }
+
+#[cfg(test)]
+mod tests {
+    //! Proves that recovery finds an outlined segment's records, sealed or not, and that none of
+    //! them can be read.
+
+    use super::super::{Durability, IoEngine};
+    use super::*;
+    use crate::drive::DriveConfig;
+
+    const SEGMENT: u64 = 16 << 20;
+
+    fn record(id: u8) -> NewRecord {
+        NewRecord {
+            key_scheme: 1,
+            sequence_hash: [id; 32],
+            shard: 0,
+            parent: [0; 32],
+            namespace: [9; 32],
+            epoch: 0,
+            position: u32::from(id),
+        }
+    }
+
+    #[test]
+    fn outlined_records_are_recovered_and_never_read() {
+        let parent = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let config = DriveConfig {
+            path: parent.path().join("store"),
+            capacity_bytes: 2 * SEGMENT,
+            segment_bytes: Some(SEGMENT),
+            io_engine: IoEngine::Auto,
+            durability: Durability::Group,
+        };
+        let mut opening = Opening::open(&config).unwrap();
+        let mut records = (0..=255).map(record);
+        let full = opening.outline(SegmentId(1), 200_000, &mut records, true).unwrap();
+        let open = opening.outline(SegmentId(0), 200_000, &mut records.take(3), false).unwrap();
+        assert!(full.len() > 3, "a segment takes as many as it holds");
+        drop(opening);
+        let opening = Opening::open(&config).unwrap();
+        let (sealed, unsealed) =
+            (opening.scan(SegmentId(1), 0).unwrap(), opening.scan(SegmentId(0), 0).unwrap());
+        assert_eq!((sealed.entries, sealed.sealed), (full, true));
+        assert_eq!((&unsealed.entries, unsealed.sealed), (&open, false));
+        assert!(opening.segments()[0].birth > opening.segments()[1].birth);
+        let read = opening.read_record(SegmentId(0), &open[0]);
+        assert!(read.unwrap_err().is_damage());
+    }
+}

@@ -103,10 +103,16 @@ impl Prompts {
         })
     }
 
+    /// Of a store that holds all blocks and has segments to write to.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        // A little below what a footer has room for.
+        let per_segment = (SEGMENT / stored_length(PAYLOAD)).min(100_000);
+        (self.blocks / per_segment + 3) * SEGMENT
+    }
+
     /// Makes the store at `path`; the answer is its capacity.
     pub(super) fn fill(&self, path: &Path, interrupt: &Interrupt) -> Result<u64> {
-        let per_segment = (SEGMENT / stored_length(PAYLOAD)).min(100_000);
-        let capacity_bytes = (self.blocks / per_segment + 3) * SEGMENT;
+        let capacity_bytes = self.capacity_bytes();
         let config = DriveConfig {
             path: path.to_path_buf(),
             capacity_bytes,

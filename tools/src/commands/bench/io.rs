@@ -91,9 +91,12 @@ struct Plan {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let plan = Plan::new(args)?;
+    let mut plan = Plan::new(args)?;
     let scratch = Scratch::new(&args.dir)?;
     scratch.require(3 * plan.blocks * plan.layout.stored_length() + (256 << 20))?;
+    // Not before it is known that there is room for so many.
+    plan.order = (0..plan.blocks).collect();
+    fastrand::Rng::with_seed(args.seed).shuffle(&mut plan.order);
     let engines = engines(args.io_engine)?;
     let bar = plan.bar(engines.len());
     let mut reports = Vec::new();
@@ -155,8 +158,7 @@ impl Plan {
                 ByteSize(2 * u64::from(args.depth) * bytes)
             );
         }
-        let mut order: Vec<u64> = (0..blocks).collect();
-        fastrand::Rng::with_seed(args.seed).shuffle(&mut order);
+        let order = Vec::new();
         let (depth, rounds, latency_reads) = (args.depth, args.rounds, args.latency_reads);
         Ok(Self { layout, block_bytes: bytes, blocks, depth, rounds, latency_reads, order })
     }

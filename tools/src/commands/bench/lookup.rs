@@ -83,7 +83,7 @@ impl Place for At {
 pub(super) fn run(args: &Args) -> Result<()> {
     let prompts = Prompts::new(args.blocks, args.block_tokens, args.seed)?;
     let scratch = Scratch::new(&args.dir)?;
-    scratch.require(args.blocks * 3 * PAYLOAD + (4 << 30))?;
+    scratch.require(prompts.capacity_bytes() + (1 << 30))?;
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("its own field"));
     bar.enable_steady_tick(Duration::from_millis(100));
