@@ -20,7 +20,9 @@ struct Bench {
 impl Bench {
     /// On the disk of the build: others may refuse O_DIRECT.
     fn new() -> Self {
-        Self { directory: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap() }
+        Self {
+            directory: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory is made"),
+        }
     }
 
     fn path(&self) -> &Path {
@@ -31,7 +33,7 @@ impl Bench {
     fn workload(&self, requests: u32) {
         let requests = requests.to_string();
         let args = ["workload", "--out", "trace.jsonl", "--requests", &requests, "--users", "5"];
-        assert!(self.refrain(&args).status().unwrap().success());
+        assert!(self.refrain(&args).status().expect("it starts").success());
     }
 
     /// One request now, and one in eleven days.
@@ -41,7 +43,8 @@ impl Bench {
                 "{{\"timestamp\":{at},\"input_length\":600,\"output_length\":1,\"hash_ids\":[1]}}\n"
             )
         };
-        std::fs::write(self.path().join("trace.jsonl"), line(0) + &line(1_000_000_000)).unwrap();
+        std::fs::write(self.path().join("trace.jsonl"), line(0) + &line(1_000_000_000))
+            .expect("it is written");
     }
 
     fn refrain(&self, args: &[&str]) -> Command {
@@ -67,7 +70,7 @@ impl Bench {
         self.endless();
         let mut command = self.own(&["--dir", "store", "--speed", "1"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
+        let child = command.spawn().expect("it starts");
         let socket = self.path().join("store/refrain.sock");
         let begun = Instant::now();
         loop {
@@ -82,7 +85,11 @@ impl Bench {
 
     /// What is there beside the trace and what was asked for.
     fn left(&self) -> Vec<PathBuf> {
-        let entries = self.path().read_dir().unwrap().map(|entry| entry.unwrap().path());
+        let entries = self
+            .path()
+            .read_dir()
+            .expect("it is there")
+            .map(|entry| entry.expect("it is there").path());
         let asked = ["trace.jsonl", "hits.jsonl", "store"].map(|name| self.path().join(name));
         entries.filter(|path| !asked.contains(path)).collect()
     }
@@ -91,12 +98,12 @@ impl Bench {
 fn report(output: &Output) -> Value {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {stderr}", output.status);
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).expect("it is a report")
 }
 
 /// Returns when whoever accepted the connection is gone.
 fn await_end(mut stream: UnixStream) {
-    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_read_timeout(Some(LONG)).expect("it is open");
     // A process that ends with unread bytes resets the connection: gone is gone.
     let ended = stream.read_to_end(&mut Vec::new());
     let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);

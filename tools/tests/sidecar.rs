@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn start(directory: &TempDir) -> Sidecar {
-    let mut config = SidecarConfig::new(&directory.path().join("store"), 64 << 20).unwrap();
+    let mut config =
+        SidecarConfig::new(&directory.path().join("store"), 64 << 20).expect("it has a path");
     config.executable = env!("CARGO_BIN_EXE_refrain").into();
     config.flags = ["--load-arena", "16MiB"].map(Into::into).to_vec();
-    Sidecar::start(config).unwrap()
+    Sidecar::start(config).expect("it starts")
 }
 
 fn directory() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory is made")
 }
 
 fn accepts(sidecar: &Sidecar) -> bool {
