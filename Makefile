@@ -1,15 +1,18 @@
 # The two commands of the README. Each installs what it needs and says what it does.
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
+REFRAIN := "$(abspath $(CARGO_TARGET_DIR))/release/refrain"
 TRACE := demo/trace.jsonl
 
 .PHONY: demo test bench-smoke setup
 
-demo: setup ## write a synthetic day of requests and say what a prefix cache is worth on it
+demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
 	mkdir -p demo
-	"$(CARGO_TARGET_DIR)/release/refrain" workload --out $(TRACE)
-	"$(CARGO_TARGET_DIR)/release/refrain" ideal $(TRACE)
+	@echo "Writing $(TRACE): conversations, system prompts and documents, as block ids."
+	$(REFRAIN) workload --out $(TRACE)
+	@echo "Replaying it on a sidecar in demo/, with 2 GiB of disk; half-way the sidecar is killed and started again."
+	cd demo && $(REFRAIN) replay $(notdir $(TRACE)) --block-bytes 64KiB --capacity 2GiB --kill-at half
 
 test: setup ## run every test
 	cargo test --release --locked --workspace

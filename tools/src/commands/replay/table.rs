@@ -21,7 +21,8 @@ impl fmt::Display for Table<'_> {
         writeln!(out)?;
         self.cache(out)?;
         self.speed(out)?;
-        self.trouble(out)
+        self.trouble(out)?;
+        self.summary(out)
     }
 }
 
@@ -113,6 +114,27 @@ impl Table<'_> {
             row(out, "errors", |out| write!(out, "{}; the first: {error}", report.errors))?;
         }
         Ok(())
+    }
+
+    /// What all of it comes to, for whoever has never seen such numbers.
+    fn summary(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        writeln!(out)?;
+        if report.wrong_bytes > 0 || report.errors > 0 {
+            return writeln!(out, "The cache broke its promise: see above.");
+        }
+        let percent = 100.0 * report.token_hit_rate;
+        let restarted = match (report.restarts > 0, report.killed) {
+            (false, _) => "",
+            (true, true) => ", although the sidecar was killed on the way",
+            (true, false) => ", although the sidecar was restarted on the way",
+        };
+        writeln!(
+            out,
+            "Of 100 tokens that came in, a GPU would have had to prefill {:.1}: the KV of the other \
+             {percent:.1} came back from the cache, every byte of it right{restarted}.",
+            100.0 - percent,
+        )
     }
 }
 

@@ -1,0 +1,200 @@
+//! Proves, on the real binary and a real sidecar, that a replay finds what an unlimited cache would,
+//! also over a kill in the middle, and that nothing of it is left however it ends.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const LONG: Duration = Duration::from_mins(1);
+
+/// A directory to replay in, and a trace there.
+struct Bench {
+    directory: TempDir,
+}
+
+impl Bench {
+    /// On the disk of the build: others may refuse O_DIRECT.
+    fn new() -> Self {
+        Self {
+            directory: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory is made"),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Requests of many users, half of their tokens seen before.
+    fn workload(&self, requests: u32) {
+        let requests = requests.to_string();
+        let args = ["workload", "--out", "trace.jsonl", "--requests", &requests, "--users", "5"];
+        assert!(self.refrain(&args).status().expect("it starts").success());
+    }
+
+    /// One request now, and one in eleven days.
+    fn endless(&self) {
+        let line = |at| {
+            format!(
+                "{{\"timestamp\":{at},\"input_length\":600,\"output_length\":1,\"hash_ids\":[1]}}\n"
+            )
+        };
+        std::fs::write(self.path().join("trace.jsonl"), line(0) + &line(1_000_000_000))
+            .expect("it is written");
+    }
+
+    fn refrain(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_refrain"));
+        command.args(args).current_dir(self.path());
+        command
+    }
+
+    fn replay(&self, flags: &[&str]) -> Command {
+        let mut command = self.refrain(&["replay", "trace.jsonl", "--json"]);
+        command.args(flags);
+        command
+    }
+
+    fn own(&self, flags: &[&str]) -> Command {
+        let mut command = self.replay(&["--capacity", "256MiB", "--load-arena", "32MiB"]);
+        command.args(["--block-bytes", "8KiB"]).args(flags);
+        command
+    }
+
+    /// Replays on the store `store` and leaves it in the middle of it.
+    fn begin(&self) -> (Child, UnixStream) {
+        self.endless();
+        let mut command = self.own(&["--dir", "store", "--speed", "1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("it starts");
+        let socket = self.path().join("store/refrain.sock");
+        let begun = Instant::now();
+        loop {
+            // The replay hears signals from before it starts its sidecar.
+            match UnixStream::connect(&socket) {
+                Ok(stream) => return (child, stream),
+                Err(error) => assert!(begun.elapsed() < LONG, "{error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// What is there beside the trace and what was asked for.
+    fn left(&self) -> Vec<PathBuf> {
+        let entries = self
+            .path()
+            .read_dir()
+            .expect("it is there")
+            .map(|entry| entry.expect("it is there").path());
+        let asked = ["trace.jsonl", "hits.jsonl", "store"].map(|name| self.path().join(name));
+        entries.filter(|path| !asked.contains(path)).collect()
+    }
+}
+
+fn report(output: &Output) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    serde_json::from_slice(&output.stdout).expect("it is a report")
+}
+
+/// Returns when whoever accepted the connection is gone.
+fn await_end(mut stream: UnixStream) {
+    stream.set_read_timeout(Some(LONG)).expect("it is open");
+    // A process that ends with unread bytes resets the connection: gone is gone.
+    let ended = stream.read_to_end(&mut Vec::new());
+    let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!timed_out, "it is still there");
+}
+
+#[test]
+fn replay_finds_what_an_unlimited_cache_would_over_a_kill_and_a_restart() {
+    let bench = Bench::new();
+    bench.workload(120);
+    for (flags, restarts) in [(&["--kill-at", "half"], 1), (&["--restart-at", "40"], 1)] {
+        let output = bench.own(flags).args(["--hit-log", "hits.jsonl"]).output().unwrap();
+        let report = report(&output);
+        assert_eq!(report["token_hit_rate"], report["ideal_token_hit_rate"], "{report}");
+        assert!(report["hit_tokens"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+        assert_eq!((&report["requests"], &report["restarts"]), (&120.into(), &restarts.into()));
+
+        let log = std::fs::read_to_string(bench.path().join("hits.jsonl")).unwrap();
+        let lines: Vec<Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let sum = |key: &str| lines.iter().map(|line| line[key].as_u64().unwrap()).sum::<u64>();
+        assert!(lines.iter().map(|line| line["index"].as_u64().unwrap()).eq(0..120));
+        assert_eq!(sum("blocks"), report["blocks_asked"].as_u64().unwrap());
+        assert_eq!(sum("hit_ssd"), report["blocks_hit_ssd"].as_u64().unwrap());
+        assert_eq!(bench.left(), [] as [PathBuf; 0]);
+    }
+}
+
+#[test]
+fn all_of_a_trace_is_found_again_in_its_store_and_nothing_of_it_by_another_seed() {
+    let bench = Bench::new();
+    bench.workload(40);
+    let replay = |seed: &str| {
+        let flags = ["--dir", "store", "--seed", seed, "--workers", "2", "--concurrency", "2"];
+        report(&bench.own(&flags).output().unwrap())
+    };
+    let first = replay("1");
+    let again = replay("1");
+    assert_eq!(
+        again["blocks_hit_ssd"].as_u64().zip(again["blocks_hit_host"].as_u64()).map(|(a, b)| a + b),
+        again["blocks_asked"].as_u64(),
+        "{again}"
+    );
+    assert_eq!((&again["blocks_saved"], &again["wrong_bytes"]), (&0.into(), &0.into()));
+    let other = replay("2");
+    assert_eq!(other["blocks_saved"], first["blocks_saved"], "{other}");
+}
+
+#[test]
+fn interrupt_reports_what_was_done_and_stops_the_sidecar() {
+    let bench = Bench::new();
+    let (child, sidecar) = bench.begin();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("interrupted after ") && stderr.contains(" of 2 requests"), "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["interrupted"], true);
+    await_end(sidecar);
+    assert!(!bench.path().join("store/refrain.sock").exists());
+}
+
+#[test]
+fn sidecar_does_not_outlive_a_replay_that_was_killed() {
+    let bench = Bench::new();
+    let (mut child, sidecar) = bench.begin();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    await_end(sidecar);
+}
+
+#[test]
+fn sidecar_that_does_not_start_is_quoted() {
+    let bench = Bench::new();
+    bench.workload(1);
+    let output = bench.replay(&["--capacity", "1000PiB"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("sidecar ended by itself") && stderr.contains("capacity"), "{stderr}");
+    assert_eq!(bench.left(), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn sidecar_that_is_not_there_is_named_with_what_to_do() {
+    let bench = Bench::new();
+    bench.workload(1);
+    let output = bench.replay(&["--addr", "unix:nobody.sock"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("no sidecar at unix:nobody.sock"), "{stderr}");
+    assert!(stderr.contains("refrain serve"), "{stderr}");
+}
