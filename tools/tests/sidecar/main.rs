@@ -1,0 +1,11 @@
+//! Proves, on real sidecars over real directories, what Refrain promises: never a wrong byte, never
+//! a hang, only misses. Sidecars are child processes; they are asked through the client, over gRPC,
+//! and by the command line, as workers, routers and operators do.
+//!
+//! One file holds the claims about one matter. All of them are one program: to link it takes longer
+//! than to run it.
+
+mod fixture;
+mod round_trip;
+mod sudden_death;
+mod worker_death;
