@@ -10,6 +10,15 @@ fn has(metrics: &Metrics, line: &str) {
     assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
 }
 
+/// What a histogram counts up to a bound, however the bound is written.
+fn bucket(metrics: &Metrics, name: &str, bound: f64) -> Option<u64> {
+    metrics.text().lines().find_map(|line| {
+        let (found, count) = line.strip_prefix(name)?.strip_prefix("{le=\"")?.split_once("\"} ")?;
+        let found: f64 = found.parse().ok()?;
+        ((found - bound).abs() < bound * 1e-9).then(|| count.parse().ok())?
+    })
+}
+
 fn drive(read_bytes: u64) -> DriveStats {
     DriveStats {
         io_engine: "uring",
@@ -53,8 +62,8 @@ fn what_was_counted_is_told() {
     has(&metrics, "refrain_sessions 1");
     has(&metrics, "refrain_blocks 1000000");
     has(&metrics, "refrain_restart_seconds 0.25");
-    has(&metrics, r#"refrain_lookup_seconds_bucket{le="1e-5"} 0"#);
-    has(&metrics, r#"refrain_lookup_seconds_bucket{le="2e-5"} 1"#);
+    assert_eq!(bucket(&metrics, "refrain_lookup_seconds_bucket", 10e-6), Some(0));
+    assert_eq!(bucket(&metrics, "refrain_lookup_seconds_bucket", 20e-6), Some(1));
     has(&metrics, "refrain_lookup_seconds_count 1");
     has(&metrics, r#"refrain_build_info{version="0.0.0"} 1"#);
 }
@@ -62,7 +71,7 @@ fn what_was_counted_is_told() {
 #[test]
 fn every_value_of_a_label_is_there_before_it_is_counted() {
     let metrics = Metrics::new();
-    for reason in ["deadline", "damaged", "no_memory", "drive", "lease"] {
+    for reason in ["deadline", "damaged", "no_memory", "drive"] {
         has(&metrics, &format!("refrain_missed_blocks_total{{reason=\"{reason}\"}} 0"));
     }
     for reason in ["busy", "no_space", "read_only", "draining", "no_parent"] {
@@ -79,9 +88,9 @@ fn a_counter_by_label_adds_up_and_parts_its_values() {
     for (amount, &(reason, _)) in (1..).zip(Miss::ALL) {
         metrics.missed_blocks.of(reason).inc_by(amount);
     }
-    assert_eq!(metrics.missed_blocks.total(), 1 + 2 + 3 + 4 + 5);
+    assert_eq!(metrics.missed_blocks.total(), 1 + 2 + 3 + 4);
     assert_eq!(metrics.missed_blocks.of(Miss::Damaged).get(), 2);
-    has(&metrics, r#"refrain_missed_blocks_total{reason="lease"} 5"#);
+    has(&metrics, r#"refrain_missed_blocks_total{reason="drive"} 4"#);
 }
 
 #[test]
