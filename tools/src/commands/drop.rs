@@ -9,8 +9,8 @@ use std::io::{self, Write};
 
 /// Forget all blocks of a namespace, as when its weights were replaced in place
 ///
-/// `refrain ls namespaces` names them. Records stay on disk until their segments are reused, and a
-/// start without its catalogue finds them again: give new weights a revision of their own.
+/// `refrain ls namespaces` names them. They are misses at once and for good: records stay on disk
+/// until their segments are reused, and count no more.
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// First hex digits of a namespace's digest
