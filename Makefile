@@ -10,9 +10,9 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 	cargo build --release --locked -p refrain
 	mkdir -p demo
 	@echo "Writing $(TRACE): conversations, system prompts and documents, as block ids."
-	$(REFRAIN) workload --out $(TRACE)
-	@echo "Replaying it on a sidecar in demo/, with 2 GiB of disk; half-way the sidecar is killed and started again."
-	cd demo && $(REFRAIN) replay $(notdir $(TRACE)) --block-bytes 64KiB --capacity 2GiB --kill-at half
+	$(REFRAIN) workload --out $(TRACE) --requests 4000
+	@echo "Replaying it on a sidecar in demo/, on 5 GiB of disk; half-way the sidecar is killed and started again."
+	cd demo && $(REFRAIN) replay $(notdir $(TRACE)) --block-bytes 128KiB --capacity 5GiB --kill-at half
 
 test: setup ## run every test
 	cargo test --release --locked --workspace

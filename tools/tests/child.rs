@@ -68,7 +68,7 @@ fn sidecar_that_dies_by_itself_is_noticed_with_what_it_said() {
         std::thread::yield_now();
     };
     assert!(
-        matches!(&error, SidecarError::Ended { stderr, .. } if stderr.contains("serving")),
+        matches!(&error, SidecarError::Ended { stderr, .. } if stderr.contains("INFO")),
         "{error}"
     );
 }

@@ -137,20 +137,19 @@ fn replay_finds_what_an_unlimited_cache_would_over_a_kill_and_a_restart() {
 fn all_of_a_trace_is_found_again_in_its_store_and_nothing_of_it_by_another_seed() {
     let bench = Bench::new();
     bench.workload(40);
-    let replay = |seed: &str| {
-        let flags = ["--dir", "store", "--seed", seed, "--workers", "2", "--concurrency", "2"];
-        report(&bench.own(&flags).output().unwrap())
+    let replay = |seed: &str, side_by_side: &str| {
+        let flags = ["--dir", "store", "--seed", seed, "--workers", side_by_side];
+        report(&bench.own(&flags).args(["--concurrency", side_by_side]).output().unwrap())
     };
-    let first = replay("1");
-    let again = replay("1");
-    assert_eq!(
-        again["blocks_hit_ssd"].as_u64().zip(again["blocks_hit_host"].as_u64()).map(|(a, b)| a + b),
-        again["blocks_asked"].as_u64(),
-        "{again}"
-    );
+    let number = |report: &Value, key: &str| report[key].as_u64().unwrap();
+    let first = replay("1", "1");
+    let again = replay("1", "2");
+    let hits = number(&again, "blocks_hit_ssd") + number(&again, "blocks_hit_host");
+    assert_eq!(hits, number(&again, "blocks_asked"), "{again}");
     assert_eq!((&again["blocks_saved"], &again["wrong_bytes"]), (&0.into(), &0.into()));
-    let other = replay("2");
+    let other = replay("2", "1");
     assert_eq!(other["blocks_saved"], first["blocks_saved"], "{other}");
+    assert_eq!(other["hit_tokens"], first["hit_tokens"], "{other}");
 }
 
 #[test]
