@@ -26,6 +26,9 @@ ends in exit status 1, as does a request that failed. Hits count in tokens of th
 replays on a small disk at the same hit rate. The sidecar is shown 16 tokens a block, which changes
 nothing but the length of prompts on the wire.
 
+With several requests in flight, a prompt may be looked up before the one that it goes on from has
+been saved, and the hit rate stays below the ideal; --speed keeps them as far apart as they were.
+
 Replayed again on the same directory or sidecar with the same seed, blocks of the last time are hits.
 Ctrl-C finishes what runs and prints the report so far; a second one ends at once.";
 
