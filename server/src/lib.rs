@@ -9,6 +9,7 @@ pub mod config;
 mod epochs;
 mod events;
 mod events_service;
+mod forecast;
 mod host_tier;
 mod inspect;
 mod journal;

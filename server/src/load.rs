@@ -16,7 +16,7 @@ use refrain_store::engine::{ReadSink, RecordRead};
 use refrain_store::geometry::{HEADER_SIZE, Layout};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::warn;
 
@@ -45,6 +45,8 @@ pub struct Load {
     pub frames: Vec<Arc<Frame>>,
     pub layout: Layout,
     pub deadline: Instant,
+    /// What its bytes should take.
+    transfer: Duration,
     /// Blocks wanted; those behind the placed ones are misses.
     asked: u32,
     /// Blocks that were in the host tier.
@@ -78,7 +80,7 @@ impl Load {
         (asked, frames): (u32, Vec<Arc<Frame>>),
         from_host: Vec<bool>,
         layout: Layout,
-        deadline: Instant,
+        (deadline, transfer): (Instant, Duration),
         reason: Option<Miss>,
     ) -> Self {
         let stripes = count(layout.stripes.len());
@@ -86,7 +88,7 @@ impl Load {
         let end = count(frames.len());
         let progress = Progress { arrived: Vec::new(), lacking, end, reason, complete: 0 };
         let (progress, changed) = (Mutex::new(progress), Notify::new());
-        Self { frames, layout, deadline, asked, from_host, progress, changed }
+        Self { frames, layout, deadline, transfer, asked, from_host, progress, changed }
     }
 
     /// Where each block's payload lies in the load arena.
@@ -292,9 +294,14 @@ impl Node {
         state.leases.renew(lease, renewed);
         let reads = requests(state, &sources, &registration.layout, deadline);
         drop(guard);
+        let transfer = self.transfer_time(sources.iter().filter_map(|source| match source {
+            Source::Host => None,
+            Source::Shared(read) | Source::Ssd(read) => Some(&read.place),
+        }));
         let host = sources.iter().map(|source| matches!(source, Source::Host)).collect();
         let layout = registration.layout.clone();
-        let load = Arc::new(Load::new((blocks, frames), host, layout, deadline, reason));
+        let load =
+            Arc::new(Load::new((blocks, frames), host, layout, (deadline, transfer), reason));
         for (block, source) in (0..).zip(&sources) {
             match source {
                 Source::Host => {
@@ -344,9 +351,15 @@ impl Node {
     }
 
     /// Counts a load that has ended.
-    pub(crate) fn count_load(&self, load: &Load, ended: Ended, elapsed: std::time::Duration) {
+    pub(crate) fn count_load(&self, load: &Load, ended: Ended, elapsed: Duration) {
         let bytes = load.layout.payload_length;
         self.metrics.loaded(u64::from(ended.host), u64::from(ended.ssd), bytes, elapsed);
+        if ended.reason.is_none() {
+            let expected = load.transfer + self.overhead.get();
+            let error = elapsed.abs_diff(expected);
+            self.metrics.expected_load_error_seconds.observe(error.as_secs_f64());
+            self.overhead.learn(load.transfer, elapsed);
+        }
         if let Some(reason) = ended.reason {
             let missed = load.asked - ended.loaded;
             self.metrics.missed(reason, u64::from(missed));

@@ -16,8 +16,6 @@ use thiserror::Error;
 
 /// Registrations of all sessions together.
 const REGISTRATIONS_MAX: usize = 1 << 16;
-/// Taken where a drive has not been measured yet.
-const RATE_UNKNOWN: u64 = 1_000_000_000;
 
 /// Why a worker is not registered.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -168,24 +166,13 @@ impl Node {
         Match { lease, prompt_blocks, in_host, expected_load, lease_time }
     }
 
-    /// Of what is not in the host tier: the drives' queues and these reads, at the rates measured.
-    /// The drives work side by side, so that the slowest counts.
+    /// Of all matched blocks, as the drives stand now.
     fn expected_load(&self, places: &[BlockPlace], in_host: &[bool]) -> Duration {
-        let mut bytes = vec![0u64; self.disks.len()];
-        for (place, _) in places.iter().zip(in_host).filter(|(_, host)| !**host) {
-            bytes[usize::from(place.group.drive().0)] += place.stored_length();
+        if places.is_empty() {
+            return Duration::ZERO;
         }
-        let times = self.disks.iter().zip(bytes).filter(|(_, bytes)| *bytes > 0);
-        let micros = times.map(|(disk, bytes)| {
-            let stats = disk.drive.stats();
-            let rate = match stats.read_bytes_per_second {
-                0 => RATE_UNKNOWN,
-                measured => measured,
-            };
-            let queued = stats.queued_read_bytes.saturating_add(bytes);
-            queued.saturating_mul(1_000_000) / rate
-        });
-        Duration::from_micros(micros.max().unwrap_or(0))
+        let on_drives = places.iter().zip(in_host).filter(|(_, host)| !**host);
+        self.transfer_time(on_drives.map(|(place, _)| place)) + self.overhead.get()
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.

@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::epochs::EpochsError;
+use crate::forecast::Overhead;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::place::{BlockPlace, DriveId, Group};
@@ -76,6 +77,8 @@ pub struct Node {
     pub(crate) disks: Vec<Disk>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) metrics: Metrics,
+    /// Of loads.
+    pub(crate) overhead: Overhead,
     pub(crate) clock: Clock,
     pub(crate) restart: Restart,
     /// Told when an earlier lease may be the next to end.
@@ -130,6 +133,7 @@ impl Node {
             disks,
             arena,
             metrics,
+            overhead: Overhead::default(),
             clock,
             restart,
             leases_changed: Notify::new(),

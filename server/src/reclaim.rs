@@ -8,10 +8,13 @@
 use crate::metrics::Eviction;
 use crate::node::{Disk, Node};
 use crate::place::{BlockPlace, DriveId, Group};
+use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::{ReadError, Shape};
-use refrain_store::engine::{Append, NewRecord, ReadSink, RecordRead, SegmentState, Stored};
+use refrain_store::engine::{
+    Append, NewRecord, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
+};
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::{HEADER_SIZE, Layout, StripeRange};
 use std::sync::atomic::Ordering;
@@ -35,12 +38,8 @@ impl Disk {
         if self.drive.stats().segments >= 8 { 2 } else { 1 }
     }
 
-    fn is_low(&self) -> bool {
-        self.drive.stats().segments_free < self.free_wanted()
-    }
-
     pub(crate) fn reclaim_if_low(&self) {
-        if self.is_low() {
+        if self.drive.stats().segments_free < self.free_wanted() {
             self.reclaim.notify_one();
         }
     }
@@ -52,8 +51,21 @@ impl Node {
         let disk = self.disk(drive);
         loop {
             disk.reclaim.notified().await;
-            while disk.is_low() && self.reclaim_one(drive).await {}
+            while self.is_low(drive) && self.reclaim_one(drive).await {}
         }
+    }
+
+    /// Whether fewer segments are free than should be. What was given back counts as free: the
+    /// drive hears of it a little later.
+    fn is_low(&self, drive: DriveId) -> bool {
+        let disk = self.disk(drive);
+        let segments = disk.drive.segments();
+        let state = self.state();
+        let is_free = |segment: &SegmentStatus| {
+            segment.state == SegmentState::Free || is_retired(&state, drive, segment)
+        };
+        let free = segments.iter().filter(|segment| is_free(segment)).count();
+        u64::try_from(free).expect("usize fits") < disk.free_wanted()
     }
 
     /// Whether a segment was given back; if not, all of them are held, or open.
@@ -104,6 +116,7 @@ impl Node {
         segments.retain(|segment| segment.state == SegmentState::Sealed);
         segments.sort_unstable_by_key(|segment| segment.birth);
         let state = self.state();
+        segments.retain(|segment| !is_retired(&state, drive, segment));
         let groups = segments.iter().filter_map(|segment| Group::new(drive, segment.id));
         { groups }.find(|group| !state.segments.is_held(*group))
     }
@@ -237,6 +250,13 @@ impl Node {
         self.disk(drive).drive.append(append).ok()?;
         Some(stored)
     }
+}
+
+/// Whether a segment was given back, and its drive has not heard of it yet.
+fn is_retired(state: &State, drive: DriveId, segment: &SegmentStatus) -> bool {
+    let group = Group::new(drive, segment.id);
+    segment.state == SegmentState::Sealed
+        && group.is_some_and(|group| state.segments.is_retired(group, segment.generation))
 }
 
 /// The layout that a record was written with.

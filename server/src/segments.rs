@@ -101,6 +101,12 @@ impl Segments {
         assert_eq!((segment.holds, segment.live_blocks), (0, 0), "an empty, unheld segment");
         segment.generation += 1;
     }
+
+    /// Whether a segment was emptied that its drive says is in use `generation`: it has not heard
+    /// of it yet.
+    pub(crate) fn is_retired(&self, group: Group, generation: Generation) -> bool {
+        self.get(group).generation > generation.0
+    }
 }
 
 fn index(segment: SegmentId) -> usize {
