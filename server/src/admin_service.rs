@@ -106,6 +106,7 @@ impl admin_server::Admin for AdminService {
         let hash = wire::array("sequence_hash", &sequence_hash).map_err(crate::status::of_wire)?;
         let key = BlockKey { sequence: SequenceHash(hash), shard };
         let blocks = self.node.evict(&[key], Eviction::Evict);
+        self.node.removed_for_good().await;
         Ok(Response::new(v1::EvictResponse { blocks }))
     }
 
@@ -119,6 +120,7 @@ impl admin_server::Admin for AdminService {
         let dropping =
             tokio::task::spawn_blocking(move || node.drop_namespace(NamespaceDigest(digest)));
         let blocks = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
+        self.node.removed_for_good().await;
         Ok(Response::new(v1::EvictResponse { blocks }))
     }
 
