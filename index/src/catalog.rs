@@ -54,6 +54,19 @@ pub struct SegmentRows {
     pub rows: Vec<Row>,
 }
 
+/// Records that no longer count: segment, generation and offset of each.
+#[derive(Clone, Debug, Default)]
+pub struct Withdrawn(HashSet<(u32, u64, u64)>);
+
+impl Withdrawn {
+    /// Keeps those of a segment's rows that still count.
+    pub fn leave_out(&self, segment: u32, generation: u64, rows: &mut Vec<Row>) {
+        if !self.0.is_empty() {
+            rows.retain(|row| !self.0.contains(&(segment, generation, row.offset)));
+        }
+    }
+}
+
 /// An open catalogue.
 pub struct Catalog {
     db: DB,
@@ -115,15 +128,35 @@ impl Catalog {
 
     /// Nothing of the segment counts any more.
     pub fn forget_segment(&self, segment: u32) -> Result<(), CatalogError> {
-        let mut batch = WriteBatch::default();
-        for kind in [RUN, WITHDRAWN] {
-            let from = place_key(kind, segment, 0);
-            match segment.checked_add(1) {
-                Some(next) => batch.delete_range(from, place_key(kind, next, 0)),
-                None => batch.delete_range(from, [kind + 1].to_vec()),
-            }
+        self.db.write(forgotten(segment)).map_err(CatalogError::Write)
+    }
+
+    /// Nothing of the uses of a segment before `generation` counts any more, nor any run of this
+    /// one; what was withdrawn of this one stays withdrawn.
+    pub fn forget_runs(
+        &self,
+        segment: u32,
+        generation: u64,
+        withdrawn: &Withdrawn,
+    ) -> Result<(), CatalogError> {
+        let mut batch = forgotten(segment);
+        let of_this_use = |mark: &&(u32, u64, u64)| (mark.0, mark.1) == (segment, generation);
+        for (_, generation, offset) in withdrawn.0.iter().filter(of_this_use) {
+            batch.put(place_key(WITHDRAWN, segment, *offset), generation.to_le_bytes());
         }
         self.db.write(batch).map_err(CatalogError::Write)
+    }
+
+    /// All that was withdrawn, whether or not a run with it has been added.
+    pub fn withdrawn(&self) -> Result<Withdrawn, CatalogError> {
+        let mut withdrawn = HashSet::new();
+        self.scan(WITHDRAWN, |key, value| {
+            let (segment, offset) = decode_place(key).ok_or(CatalogError::Damaged)?;
+            let generation = value.try_into().map_err(|_| CatalogError::Damaged)?;
+            withdrawn.insert((segment, u64::from_le_bytes(generation), offset));
+            Ok(())
+        })?;
+        Ok(Withdrawn(withdrawn))
     }
 
     /// What is known of each segment: its latest generation, from `records_start` to the first gap.
@@ -142,17 +175,9 @@ impl Catalog {
         if !runs.is_empty() {
             segments.push(join(runs, records_start));
         }
-        let mut withdrawn = HashSet::new();
-        self.scan(WITHDRAWN, |key, value| {
-            let (segment, offset) = decode_place(key).ok_or(CatalogError::Damaged)?;
-            let generation = value.try_into().map_err(|_| CatalogError::Damaged)?;
-            withdrawn.insert((segment, u64::from_le_bytes(generation), offset));
-            Ok(())
-        })?;
-        if !withdrawn.is_empty() {
-            for SegmentRows { segment, generation, rows, .. } in &mut segments {
-                rows.retain(|row| !withdrawn.contains(&(*segment, *generation, row.offset)));
-            }
+        let withdrawn = self.withdrawn()?;
+        for SegmentRows { segment, generation, rows, .. } in &mut segments {
+            withdrawn.leave_out(*segment, *generation, rows);
         }
         Ok(segments)
     }
@@ -178,6 +203,19 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// Takes all rows of a segment away.
+fn forgotten(segment: u32) -> WriteBatch {
+    let mut batch = WriteBatch::default();
+    for kind in [RUN, WITHDRAWN] {
+        let from = place_key(kind, segment, 0);
+        match segment.checked_add(1) {
+            Some(next) => batch.delete_range(from, place_key(kind, next, 0)),
+            None => batch.delete_range(from, [kind + 1].to_vec()),
+        }
+    }
+    batch
 }
 
 /// Runs of one segment, in the order of their starts.

@@ -81,10 +81,9 @@ impl admin_server::Admin for AdminService {
                     return Err(Status::not_found("no resident block has a hash that begins so"));
                 }
                 let mut answer = v1::InspectResponse::default();
-                if let [only] = found[..] {
-                    answer.records.push(self.node.inspect_record(only).await);
-                } else {
-                    answer.blocks = found.into_iter().map(BlockView::info).collect();
+                // Shards of a block share its hash: more than one is no mistake.
+                for view in found {
+                    answer.records.push(self.node.inspect_record(view).await);
                 }
                 Ok(Response::new(answer))
             }
@@ -106,6 +105,7 @@ impl admin_server::Admin for AdminService {
         let hash = wire::array("sequence_hash", &sequence_hash).map_err(crate::status::of_wire)?;
         let key = BlockKey { sequence: SequenceHash(hash), shard };
         let blocks = self.node.evict(&[key], Eviction::Evict);
+        self.node.removed_for_good().await;
         Ok(Response::new(v1::EvictResponse { blocks }))
     }
 

@@ -151,6 +151,7 @@ impl Node {
                 tokio::time::sleep_until(due.into()).await;
             }
         }
+        self.removed_for_good().await;
         let _ = send.send(progress).await;
     }
 
@@ -190,6 +191,13 @@ impl Node {
         drop(state);
         self.metrics.evicted(why, gone);
         gone
+    }
+
+    /// Returns once no restart, not even after a kill, finds again what was removed.
+    pub(crate) async fn removed_for_good(&self) {
+        for disk in &self.disks {
+            disk.journal.caught_up().await;
+        }
     }
 
     /// Removes every block of a namespace, for good; how many went. What is being saved in it, or

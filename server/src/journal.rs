@@ -12,7 +12,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
 #[derive(Debug)]
@@ -20,6 +20,8 @@ enum Note {
     Group(GroupEvent),
     Withdrawn(RecordAddress),
     Forgotten(SegmentId),
+    /// Somebody waits for all that came before.
+    Reached(oneshot::Sender<()>),
     Stop,
 }
 
@@ -100,6 +102,14 @@ impl Journal {
         let _ = self.notes.send(Note::Forgotten(segment));
     }
 
+    /// Returns once all that was noted so far is in the catalogue, where it can be written at all.
+    pub(crate) async fn caught_up(&self) {
+        let (reached, catching_up) = oneshot::channel();
+        let _ = self.notes.send(Note::Reached(reached));
+        // A journal that has stopped has written all.
+        let _ = catching_up.await;
+    }
+
     /// Waits until a record would survive a power loss; `false` when it never will.
     pub(crate) async fn promised(&self, address: RecordAddress) -> bool {
         let mut changed = self.promised.changed.subscribe();
@@ -152,6 +162,11 @@ impl Writer {
                     self.catalog.withdraw(segment.0, generation.0, offset)
                 }
                 Note::Forgotten(segment) => self.catalog.forget_segment(segment.0),
+                Note::Reached(reached) => {
+                    // Whoever asked may have gone.
+                    let _ = reached.send(());
+                    Ok(())
+                }
                 Note::Stop => break,
             };
             if let Err(error) = written {

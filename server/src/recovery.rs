@@ -5,7 +5,7 @@
 //! the disk says counts; the catalogue is corrected.
 
 use crate::journal::{Group, run_of};
-use refrain_index::catalog::{Catalog, CatalogError, OpenState, Row, SegmentRows};
+use refrain_index::catalog::{Catalog, CatalogError, OpenState, Row, SegmentRows, Withdrawn};
 use refrain_store::drive::{KnownSegment, Opening};
 use refrain_store::geometry::{RECORDS_START, SegmentId};
 use refrain_store::recover::Scan;
@@ -35,6 +35,7 @@ pub(crate) struct Records {
     pub(crate) found: Vec<Found>,
     /// Segments that the catalogue did not know, or not to their end.
     pub(crate) scanned: u32,
+    withdrawn: Withdrawn,
 }
 
 /// Fails only where the catalogue can be neither used nor begun anew.
@@ -63,7 +64,7 @@ impl Recovered {
 impl Records {
     fn find(opening: &Opening, catalog: &Catalog) -> Result<Self, CatalogError> {
         let rows = catalog.load(RECORDS_START)?;
-        let mut records = Self::default();
+        let mut records = Self { withdrawn: catalog.withdrawn()?, ..Self::default() };
         records.found.reserve(rows.iter().map(|rows| rows.rows.len()).sum());
         let mut rows: HashMap<u32, SegmentRows> =
             rows.into_iter().map(|rows| (rows.segment, rows)).collect();
@@ -124,13 +125,16 @@ impl Records {
         if sealed || !run.rows.is_empty() {
             if known_end == RECORDS_START {
                 // What an earlier use of the segment left must not stand beside it.
-                catalog.forget_segment(head.id.0)?;
+                catalog.forget_runs(head.id.0, head.generation.0, &self.withdrawn)?;
             }
             catalog.commit(&run)?;
         }
-        // What was withdrawn is not among the catalogue's rows, and stays away.
+        // What was withdrawn is not among the catalogue's rows, and may have been withdrawn before
+        // its run came there: it stays away.
+        let mut new = run.rows;
+        self.withdrawn.leave_out(head.id.0, head.generation.0, &mut new);
         let known = rows.map_or(&[][..], |rows| &rows.rows);
-        self.add(head, known.iter().copied().chain(run.rows));
+        self.add(head, known.iter().copied().chain(new));
         self.take(head, end, sealed, if sealed { Vec::new() } else { entries });
         Ok(())
     }

@@ -84,6 +84,23 @@ fn withdrawn_rows_forgotten_segments_and_older_generations_do_not_count() {
 }
 
 #[test]
+fn what_is_withdrawn_before_its_run_is_added_stays_withdrawn() {
+    let fixture = Fixture::new();
+    let (catalog, _) = fixture.open();
+    catalog.withdraw(0, 2, START + 8192).unwrap();
+    catalog.withdraw(0, 1, START).unwrap();
+    catalog.commit(&run(0, 1, START, 1)).unwrap();
+    let withdrawn = catalog.withdrawn().unwrap();
+    catalog.forget_runs(0, 2, &withdrawn).unwrap();
+    assert!(catalog.load(START).unwrap().is_empty());
+    catalog.commit(&run(0, 2, START, 3)).unwrap();
+    let mut rows = run(0, 2, START, 3).rows;
+    withdrawn.leave_out(0, 2, &mut rows);
+    assert_eq!(rows.iter().map(|r| r.offset).collect::<Vec<_>>(), [START, START + 2 * 8192]);
+    assert_eq!(catalog.load(START).unwrap()[0].rows, rows);
+}
+
+#[test]
 fn another_stores_catalogue_and_a_damaged_one_are_emptied() {
     let fixture = Fixture::new();
     let (catalog, _) = fixture.open();

@@ -5,7 +5,10 @@
 //! One file holds the claims about one matter. All of them are one program: to link it takes longer
 //! than to run it.
 
+mod catalogue;
+mod damage;
 mod fixture;
+mod removal;
 mod round_trip;
 mod sudden_death;
 mod worker_death;

@@ -28,7 +28,7 @@ async fn check(setup: &Setup) -> Node {
         worker.save(&fork).await;
         worker.has_all(&long).await;
     }
-    node.stop();
+    node.stop().await;
     node.start_again();
     for shape in SHAPES {
         let worker = Worker::new(&node, shape).await;
