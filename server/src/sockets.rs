@@ -79,7 +79,9 @@ impl Sockets {
             files.bound.push(bound);
             Ok(listener)
         };
-        let (grpc, sessions) = (listen(path)?, listen(&beside)?);
+        // Whoever finds the first open may count on the other.
+        let sessions = listen(&beside)?;
+        let grpc = listen(path)?;
         Ok(Self { grpc, sessions, files })
     }
 }
