@@ -5,9 +5,14 @@
 //! One file holds the claims about one matter. All of them are one program: to link it takes longer
 //! than to run it.
 
+mod back_pressure;
 mod catalogue;
 mod damage;
+mod drain;
+mod events;
 mod fixture;
+mod leases;
+mod reclaim;
 mod removal;
 mod round_trip;
 mod sudden_death;
