@@ -42,7 +42,7 @@ pub enum SaveError {
     NoReservation,
     #[error("blocks {first}+{blocks} are not among the prompt's {available}")]
     OutOfRange { first: u32, blocks: u32, available: u32 },
-    #[error("block {found} is sent, the reservation awaits {expected:?}")]
+    #[error("block {found} is sent, the reservation awaits {}", awaited(*expected))]
     Unreserved { found: u32, expected: Option<u32> },
     #[error("block {block} has {found} bytes, its registration declares {declared}")]
     Length { block: u32, found: u64, declared: u64 },
@@ -355,6 +355,10 @@ impl Node {
         });
         writable.min().map(|(_, _, id)| id)
     }
+}
+
+fn awaited(block: Option<u32>) -> String {
+    block.map_or_else(|| "no more".into(), |block| format!("block {block}"))
 }
 
 fn refusal_of(error: AppendError) -> Refusal {

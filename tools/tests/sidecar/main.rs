@@ -13,6 +13,8 @@ mod events;
 mod fixture;
 mod leases;
 mod reclaim;
+mod refused_calls;
+mod refused_starts;
 mod removal;
 mod round_trip;
 mod sudden_death;
