@@ -133,9 +133,9 @@ async fn verify_withdraws_what_is_damaged_and_finds_nothing_the_second_time() {
     // It stays away, also from whoever starts next.
     for kill in [false, true] {
         if kill {
-            saved.node.kill()
+            saved.node.kill();
         } else {
-            saved.node.stop().await
+            saved.node.stop().await;
         }
         saved.node.start_again();
         assert_eq!(saved.node.stats().await.blocks, left);

@@ -4,6 +4,7 @@
 use crate::fixture::content::{Shape, prompt};
 use crate::fixture::node::{Node, Setup, refrain};
 use crate::fixture::worker::Worker;
+use refrain::hex::hex;
 use refrain_client::v1::{self, inspect_request::Subject};
 
 const SHAPE: Shape = Shape::new(4, 20_000);
@@ -20,15 +21,11 @@ async fn hash(node: &Node, position: u32) -> Vec<u8> {
     panic!("no block at {position}");
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 async fn restart(node: &mut Node, kill: bool) {
     if kill {
-        node.kill()
+        node.kill();
     } else {
-        node.stop().await
+        node.stop().await;
     }
     node.start_again();
 }
