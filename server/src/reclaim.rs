@@ -3,7 +3,10 @@
 //! Blocks that were matched since it was written move on, the most recently matched first, for at
 //! most a tenth of the segment's bytes; the rest go, and what stands behind them. A match touches
 //! all ancestors, and an ancestor is written before its descendants: so by age of the match, then by
-//! place, a block never moves ahead of its parent. A held segment waits for its leases.
+//! place, a block never moves ahead of its parent.
+//!
+//! Segments that nobody holds go first. Where all are held, the oldest is emptied all the same: the
+//! leases on it keep their bytes, and it is used again when the last of them has ended.
 
 use crate::metrics::Eviction;
 use crate::node::{Disk, Node};
@@ -68,7 +71,7 @@ impl Node {
         u64::try_from(free).expect("usize fits") < disk.free_wanted()
     }
 
-    /// Whether a segment was given back; if not, all of them are held, or open.
+    /// Whether a segment was given back; if not, none is sealed.
     async fn reclaim_one(&self, drive: DriveId) -> bool {
         let Some(group) = self.oldest(drive) else { return false };
         let moving = self.worth_moving(group);
@@ -76,7 +79,8 @@ impl Node {
         for batch in moving.chunks(BATCH) {
             moved += self.move_batch(drive, batch).await;
         }
-        let Some(evicted) = self.empty(group) else { return false };
+        let evicted = self.empty(group);
+        self.retire(group).await;
         self.metrics.evicted(Eviction::Reclaim, evicted);
         debug!(drive = drive.0, segment = group.segment().0, moved, evicted, "segment reclaimed");
         let disk = self.disk(drive);
@@ -87,19 +91,14 @@ impl Node {
         true
     }
 
-    /// Removes what is left in a segment, a few blocks at a time; how many went. `None` when
-    /// somebody holds it by now.
-    fn empty(&self, group: Group) -> Option<u64> {
+    /// Removes what is left in a segment, a few blocks at a time; how many went.
+    fn empty(&self, group: Group) -> u64 {
         let mut evicted = 0;
         loop {
             let mut state = self.state();
-            if state.segments.is_held(group) {
-                return None;
-            }
             let some: Vec<_> = state.chain.group(group.number()).take(EMPTIED_AT_ONCE).collect();
             if some.is_empty() {
-                state.segments.retire(group);
-                return Some(evicted);
+                return evicted;
             }
             for (key, place, _) in some {
                 // An ancestor may have taken it along already.
@@ -110,7 +109,28 @@ impl Node {
         }
     }
 
-    /// The segment that was begun first, of those that nobody holds.
+    /// Ends the use of an empty segment, once those that hold it have let go. Nobody comes anew, as
+    /// its blocks are in no index, and leases end.
+    async fn retire(&self, group: Group) {
+        loop {
+            let ended = self.lease_ended.notified();
+            if self.retire_unless_held(group) {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn retire_unless_held(&self, group: Group) -> bool {
+        let mut state = self.state();
+        let is_held = state.segments.is_held(group);
+        if !is_held {
+            state.segments.retire(group);
+        }
+        !is_held
+    }
+
+    /// The segment that was begun first, of those that nobody holds; of all, where all are held.
     fn oldest(&self, drive: DriveId) -> Option<Group> {
         let mut segments = self.disk(drive).drive.segments();
         segments.retain(|segment| segment.state == SegmentState::Sealed);
@@ -118,7 +138,8 @@ impl Node {
         let state = self.state();
         segments.retain(|segment| !is_retired(&state, drive, segment));
         let groups = segments.iter().filter_map(|segment| Group::new(drive, segment.id));
-        { groups }.find(|group| !state.segments.is_held(*group))
+        let unheld = { groups.clone() }.find(|group| !state.segments.is_held(*group));
+        unheld.or_else(|| { groups }.next())
     }
 
     fn worth_moving(&self, group: Group) -> Vec<(BlockKey, BlockPlace)> {
