@@ -106,7 +106,7 @@ impl cache_server::Cache for CacheService {
         let (send, events) = mpsc::channel(BACKLOG);
         let node = Arc::clone(&self.0);
         // Ends by the deadline, or as soon as nobody listens.
-        tokio::spawn(async move { announce(&node, &load, &send).await });
+        tokio::spawn(async move { announce(&node, (lease, first_block), &load, &send).await });
         let events = ReceiverStream::new(events);
         Ok(Response::new(Box::pin(events.map(|event| Ok(v1::LoadEvent { event: Some(event) })))))
     }
@@ -161,7 +161,7 @@ impl cache_server::Cache for CacheService {
         let load = self.0.load(lease, first_block, blocks, deadline).map_err(status::of_load)?;
         let (send, chunks) = mpsc::channel(2);
         let node = Arc::clone(&self.0);
-        tokio::spawn(async move { send_chunks(&node, &load, &send).await });
+        tokio::spawn(async move { send_chunks(&node, (lease, first_block), &load, &send).await });
         let chunks = ReceiverStream::new(chunks);
         Ok(Response::new(Box::pin(chunks.map(|chunk| Ok(v1::ReadChunk { chunk: Some(chunk) })))))
     }
@@ -184,7 +184,12 @@ impl cache_server::Cache for CacheService {
 }
 
 /// Sends what arrives until nothing more will, or nobody listens.
-async fn announce(node: &Node, load: &Load, send: &mpsc::Sender<load_event::Event>) {
+async fn announce(
+    node: &Node,
+    (lease, first): (u64, u32),
+    load: &Load,
+    send: &mpsc::Sender<load_event::Event>,
+) {
     let begin = Instant::now();
     let payload_offsets = load.payload_offsets();
     if !payload_offsets.is_empty() {
@@ -207,16 +212,23 @@ async fn announce(node: &Node, load: &Load, send: &mpsc::Sender<load_event::Even
     }
     let ended = load.ended();
     node.count_load(load, ended, begin.elapsed());
+    node.settle_load(lease, first, load, ended);
     // Nobody is left to be told otherwise.
     let _ = send.send(load_event::Event::Done(done(ended))).await;
 }
 
 /// Sends the payloads of what could be loaded, whole blocks only, then how it ended.
-async fn send_chunks(node: &Node, load: &Load, send: &mpsc::Sender<read_chunk::Chunk>) {
+async fn send_chunks(
+    node: &Node,
+    (lease, first): (u64, u32),
+    load: &Load,
+    send: &mpsc::Sender<read_chunk::Chunk>,
+) {
     let begin = Instant::now();
     while load.next().await.is_some() {}
     let ended = load.ended();
     node.count_load(load, ended, begin.elapsed());
+    node.settle_load(lease, first, load, ended);
     let loaded = usize::try_from(ended.loaded).expect("32 bits fit");
     for frame in &load.frames[..loaded] {
         let payload = frame.region().slice(HEADER_SIZE, load.layout.payload_length);

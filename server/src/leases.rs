@@ -24,10 +24,12 @@ pub(crate) struct Lease {
     pub(crate) hashes: Arc<[SequenceHash]>,
     /// Of those that matched.
     pub(crate) places: Vec<BlockPlace>,
-    /// Segments held, each once.
+    /// Segments held, each once; none any more when all that matched is loaded.
     pub(crate) held: Vec<Group>,
     /// Loaded under this lease: whoever copies out of them reads no other block's bytes.
     pub(crate) frames: Vec<Arc<Frame>>,
+    /// Of the blocks that matched, those that were loaded: they need no drive any more.
+    pub(crate) loaded: Vec<Option<Arc<Frame>>>,
     pub(crate) reservations: Vec<ReservationId>,
     deadline: Instant,
 }
@@ -43,7 +45,8 @@ impl Lease {
         held.sort_unstable();
         held.dedup();
         let (frames, reservations) = (Vec::new(), Vec::new());
-        Self { registration, hashes, places, held, frames, reservations, deadline }
+        let loaded = vec![None; places.len()];
+        Self { registration, hashes, places, held, frames, loaded, reservations, deadline }
     }
 
     fn session(&self) -> Option<SessionId> {

@@ -278,9 +278,14 @@ impl Node {
             .map(|&sequence| BlockKey { sequence, shard: registration.shard })
             .zip(held.places[range].iter().copied())
             .collect();
+        let loaded = held.loaded[index(first)..index(end)].to_vec();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
-        for (key, place) in wanted {
-            let Some((frame, source)) = self.source(state, key, place) else {
+        for ((key, place), loaded) in wanted.into_iter().zip(loaded) {
+            let source = match loaded {
+                Some(frame) => Some((frame, Source::Host)),
+                None => self.source(state, key, place),
+            };
+            let Some((frame, source)) = source else {
                 reason = Some(Miss::NoMemory);
                 break;
             };
@@ -348,6 +353,27 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Notes what a load brought. When a lease has all of its blocks in memory, it needs the drives
+    /// no more: so a worker may hold it while it saves, and reclaim does not wait for it.
+    pub(crate) fn settle_load(&self, lease: LeaseId, first: u32, load: &Load, ended: Ended) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(lease) = state.leases.get_mut(lease) else { return };
+        let loaded = lease.loaded[index(first)..].iter_mut().zip(&load.frames);
+        for (slot, frame) in loaded.take(index(ended.loaded)) {
+            *slot = Some(Arc::clone(frame));
+        }
+        if lease.loaded.iter().any(Option::is_none) {
+            return;
+        }
+        let mut freed = false;
+        for group in std::mem::take(&mut lease.held) {
+            freed |= state.segments.let_go(group);
+        }
+        drop(guard);
+        self.leases_ended(freed);
     }
 
     /// Counts a load that has ended.

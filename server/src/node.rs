@@ -16,6 +16,7 @@ use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::NamespaceDigest;
 use refrain_store::arena::{Arena, ArenaError, Frame, Mapping};
 use refrain_store::drive::{Drive, DriveConfig, OpenError, Opening};
+use refrain_store::engine::GroupEvent;
 use refrain_store::geometry::stored_length;
 use std::io;
 use std::path::PathBuf;
@@ -62,8 +63,8 @@ pub struct Restart {
 pub(crate) struct Disk {
     pub(crate) drive: Drive,
     pub(crate) journal: Journal,
-    /// Told when free segments run low, or a segment is held no more.
-    pub(crate) reclaim: Notify,
+    /// Told when free segments may run low, or a segment is held no more.
+    pub(crate) reclaim: Arc<Notify>,
     /// Written again by reclaim.
     pub(crate) moved_bytes: AtomicU64,
 }
@@ -293,11 +294,20 @@ fn open_disk(
     restart.scanned_segments += recovered.records.scanned;
     restart.from_catalog &= recovered.is_from_catalog();
     let drive_id = state.segments.add_drive(opening.segments().iter().map(|head| head.generation));
-    let (journal, on_group) = Journal::start(recovered.catalog, config.durability)
+    let (journal, mut on_group) = Journal::start(recovered.catalog, config.durability)
         .map_err(|source| NodeError::Journal { source })?;
     let arenas = [Arc::clone(arena.mapping())];
+    let reclaim = Arc::new(Notify::new());
+    let sealed = Arc::clone(&reclaim);
+    let on_group = Box::new(move |event: GroupEvent| {
+        // A sealed segment is one that may be emptied, and the next takes a free one soon.
+        if matches!(event, GroupEvent::Durable { sealed: true, .. }) {
+            sealed.notify_one();
+        }
+        on_group(event);
+    });
     let drive = opening.start(&arenas, recovered.records.known, on_group)?;
-    let disk = Disk { drive, journal, reclaim: Notify::new(), moved_bytes: AtomicU64::new(0) };
+    let disk = Disk { drive, journal, reclaim, moved_bytes: AtomicU64::new(0) };
     Ok((disk, drive_id, recovered.records.found))
 }
 

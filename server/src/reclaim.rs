@@ -75,10 +75,11 @@ impl Node {
     async fn reclaim_one(&self, drive: DriveId) -> bool {
         let Some(group) = self.oldest(drive) else { return false };
         let moving = self.worth_moving(group);
-        let mut moved = 0;
+        let mut copies = Vec::with_capacity(moving.len());
         for batch in moving.chunks(BATCH) {
-            moved += self.move_batch(drive, batch).await;
+            copies.extend(self.copy(drive, batch).await);
         }
+        let moved = self.move_to(drive, &copies).await;
         let evicted = self.empty(group);
         self.retire(group).await;
         self.metrics.evicted(Eviction::Reclaim, evicted);
@@ -160,8 +161,8 @@ impl Node {
         hit.into_iter().take_while(fits).map(|(key, place, _)| (key, place)).collect()
     }
 
-    /// Copies records to where writes go now; how many arrived and would survive a power loss.
-    async fn move_batch(&self, drive: DriveId, batch: &[(BlockKey, BlockPlace)]) -> u64 {
+    /// Copies records to where writes go now; those that arrived.
+    async fn copy(&self, drive: DriveId, batch: &[(BlockKey, BlockPlace)]) -> Vec<Copied> {
         let mut read = Vec::with_capacity(batch.len());
         for &(key, place) in batch {
             if let Some((frame, outcome)) = self.read_record(key, place) {
@@ -183,20 +184,26 @@ impl Node {
                 Err(error) => warn!(block = %key.sequence, error = %error, "block not moved"),
             }
         }
-        let mut stored = Vec::with_capacity(written.len());
-        for (key, place, answer) in written {
-            if let Ok(Ok(at)) = answer.await {
-                stored.push((key, place, at));
+        let mut copies = Vec::with_capacity(written.len());
+        for (key, from, answer) in written {
+            if let Ok(Ok(stored)) = answer.await {
+                copies.push(Copied { key, from, stored });
             }
         }
-        let promised: Vec<_> = stored.iter().map(|(_, _, at)| (0, *at)).collect();
+        copies
+    }
+
+    /// Has copies count in the place of what they were made from, once they would survive a power
+    /// loss; how many do. One wait for all: each of them costs a sync.
+    async fn move_to(&self, drive: DriveId, copies: &[Copied]) -> u64 {
+        let stored: Vec<_> = copies.iter().map(|copied| (0, copied.stored)).collect();
         // Where nothing is synced, nothing is waited for.
-        if self.is_synced() && !self.is_promised(drive, &promised).await {
+        if self.is_synced() && !self.is_promised(drive, &stored).await {
             return 0;
         }
         let (mut count, mut bytes) = (0, 0);
         let mut state = self.state();
-        for (key, from, Stored { address, stored_length }) in stored {
+        for &Copied { key, from, stored: Stored { address, stored_length } } in copies {
             let group = Group::new(drive, address.segment).expect("checked at start");
             let to = BlockPlace::new(group, from.namespace, address.offset, stored_length);
             let to = to.expect("the engine places whole pages in a segment");
@@ -271,6 +278,14 @@ impl Node {
         self.disk(drive).drive.append(append).ok()?;
         Some(stored)
     }
+}
+
+/// A record in its new place, which does not count yet.
+#[derive(Clone, Copy)]
+struct Copied {
+    key: BlockKey,
+    from: BlockPlace,
+    stored: Stored,
 }
 
 /// Whether a segment was given back, and its drive has not heard of it yet.
