@@ -286,7 +286,6 @@ fn watch(bar: &ProgressBar, interrupt: &Interrupt) -> Watch {
 
 /// Share of a core that a sidecar takes which nobody asks anything; `None` where none starts.
 fn idle(scratch: &Scratch, watched: Duration) -> Result<Option<f64>> {
-    const SETTLING: Duration = Duration::from_secs(1);
     let interrupt = scratch.interrupt();
     let started = Sidecar::start(&scratch.path().join("idle"), 256 << 20, interrupt);
     let (sidecar, _) = match started {
@@ -298,10 +297,26 @@ fn idle(scratch: &Scratch, watched: Duration) -> Result<Option<f64>> {
             return Ok(None);
         }
     };
-    interrupt.sleep(SETTLING)?;
+    settle(&sidecar, interrupt)?;
     let before = sidecar.processor_time()?;
     interrupt.sleep(watched)?;
     let taken = sidecar.processor_time()?.saturating_sub(before);
     sidecar.stop()?;
     Ok(Some(100.0 * taken.as_secs_f64() / watched.as_secs_f64()))
+}
+
+/// A sidecar makes its memory resident after its start. Waits until it no longer takes time, or
+/// long enough for one that never stops to show that.
+fn settle(sidecar: &Sidecar, interrupt: &Interrupt) -> Result<()> {
+    const LOOKS: u32 = 20;
+    let mut before = sidecar.processor_time()?;
+    for _ in 0..LOOKS {
+        interrupt.sleep(Duration::from_secs(1))?;
+        let now = sidecar.processor_time()?;
+        if now == before {
+            return Ok(());
+        }
+        before = now;
+    }
+    Ok(())
 }
