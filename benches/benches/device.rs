@@ -2,7 +2,7 @@
 
 use refrain_benches::{BLOCK_BYTES, Samples, is_smoke, scratch, tell};
 use refrain_store::drive::IoEngine;
-use refrain_store::geometry::{Layout, PAGE_SIZE};
+use refrain_store::geometry::Layout;
 use refrain_store::probe::{Pass, Probe, StoreProbe};
 
 const DEPTH: u32 = 8;
@@ -12,12 +12,10 @@ fn main() {
     let (blocks, rounds) = if is_smoke() { (24, 1) } else { (478, 5) };
     let layout = Layout::new(61, BLOCK_BYTES / 61).expect("a block of DeepSeek-V3");
     for (name, io_engine) in [("uring", IoEngine::Auto), ("blocking", IoEngine::Blocking)] {
-        let bytes = layout.payload_length.next_multiple_of(PAGE_SIZE);
-        let raw = Probe::new(directory.path(), bytes, DEPTH, blocks, io_engine);
-        let raw = raw.expect("memory for the raw probe");
         let path = directory.path().join("store");
         let store = StoreProbe::new(&path, layout.clone(), DEPTH, blocks, io_engine);
         let mut store = store.expect("memory for the store");
+        let raw = store.raw(directory.path());
         tell([format!("{name}: {blocks} blocks of {BLOCK_BYTES} bytes, {DEPTH} in flight")]);
         measure(&layout, (blocks, rounds), &raw, &mut store);
     }

@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod error;
 mod store;
 
-pub use store::{Pass, StoreProbe, StoreProbeError};
+pub use error::StoreProbeError;
+pub use store::{Pass, StoreProbe};
 
 /// Hears of every operation that is through, in bytes; `false` ends the pass.
 pub type Watch = Arc<dyn Fn(u64) -> bool + Send + Sync>;
@@ -25,12 +27,22 @@ pub type Watch = Arc<dyn Fn(u64) -> bool + Send + Sync>;
 /// A file on the device under test; removed with the probe.
 pub struct Probe {
     path: PathBuf,
-    memory: Arc<Mapping>,
+    memory: Memory,
     block_bytes: u64,
-    depth: u32,
     blocks: u64,
     io_engine: IoEngine,
     watch: Option<Watch>,
+}
+
+/// What a probe moves blocks from and to, one piece an operation in flight.
+///
+/// It counts where that is: a device is given memory in runs of adjacent physical pages, and takes
+/// fewer operations at once where the runs are short. Two rates can be held against each other only
+/// if both were reached with the same memory.
+struct Memory {
+    mapping: Arc<Mapping>,
+    sources: Vec<Region>,
+    targets: Vec<Region>,
 }
 
 impl std::fmt::Debug for Probe {
@@ -62,17 +74,30 @@ impl Probe {
         blocks: u64,
         io_engine: IoEngine,
     ) -> io::Result<Self> {
-        let memory = Mapping::create("refrain-probe", u64::from(depth) * block_bytes);
-        let memory = memory.map_err(io::Error::other)?;
-        let whole = memory.region(0, memory.bytes_len()).map_err(io::Error::other)?;
+        let bytes = (u64::from(depth) * block_bytes).next_multiple_of(HUGE_PAGE);
+        let mapping = Mapping::create("refrain-probe", bytes).map_err(io::Error::other)?;
+        let whole = mapping.region(0, bytes).map_err(io::Error::other)?;
         // Not zeros: a device may treat those better than what a store writes.
         whole.fill_with(|bytes| {
             for (index, byte) in (0u8..=250).cycle().zip(bytes) {
                 *byte = index;
             }
         });
+        let block = |slot| whole.slice(u64::from(slot) * block_bytes, block_bytes);
+        let sources: Vec<_> = (0..depth).map(block).collect();
+        let memory = Memory { mapping, targets: sources.clone(), sources };
+        Ok(Self::over(memory, directory, block_bytes, blocks, io_engine))
+    }
+
+    fn over(
+        memory: Memory,
+        directory: &Path,
+        block_bytes: u64,
+        blocks: u64,
+        io_engine: IoEngine,
+    ) -> Self {
         let path = directory.join(format!("refrain-probe-{}", std::process::id()));
-        Ok(Self { path, memory, block_bytes, depth, blocks, io_engine, watch: None })
+        Self { path, memory, block_bytes, blocks, io_engine, watch: None }
     }
 
     /// Lets `watch` follow the passes, and end them.
@@ -91,9 +116,12 @@ impl Probe {
         file.sync_all()?;
         let order: Vec<u64> = (0..self.blocks).collect();
         let syncs = file.try_clone()?;
+        let mut device = self.device(file)?;
         let begin = Instant::now();
-        self.pass(file, (self.block_bytes, self.depth), &order, |offset, region| {
-            DeviceOp::Write { file: 0, offset, region }
+        self.pass(&mut *device, &self.memory.sources, &order, |offset, region| DeviceOp::Write {
+            file: 0,
+            offset,
+            region,
         })?;
         syncs.sync_data()?;
         Ok(Rate { bytes, elapsed: begin.elapsed() })
@@ -101,25 +129,25 @@ impl Probe {
 
     /// Reads blocks `order` of the file that `write` left.
     pub fn read(&self, order: &[u64]) -> io::Result<Rate> {
-        self.read_cut(self.block_bytes, self.depth, order)
+        self.read_into(&self.memory.targets, self.block_bytes, order)
     }
 
-    /// The file in pieces of `bytes`, a multiple of 4 KiB, and as many of them in flight as have
-    /// the bytes of `depth` blocks: reads pieces `order`.
+    /// The file in pieces of `bytes`, a multiple of 4 KiB, as many in flight as fit the memory of
+    /// the blocks in flight: reads pieces `order`.
     pub fn read_pieces(&self, bytes: u64, order: &[u64]) -> io::Result<Rate> {
-        self.read_cut(bytes, self.pieces_in_flight(bytes), order)
+        let cut = |region: &Region| {
+            let pieces = (0..region.length() / bytes).map(|index| index * bytes);
+            pieces.map(|offset| region.slice(offset, bytes)).collect::<Vec<_>>()
+        };
+        let mut pieces: Vec<_> = self.memory.targets.iter().flat_map(cut).collect();
+        pieces.truncate(PIECES_MAX);
+        self.read_into(&pieces, bytes, order)
     }
 
-    /// How many pieces of `bytes` have the bytes of `depth` blocks.
-    pub fn pieces_in_flight(&self, bytes: u64) -> u32 {
-        let pieces = (self.memory.bytes_len() / bytes).max(1);
-        u32::try_from(pieces).unwrap_or(u32::MAX).min(PIECES_MAX)
-    }
-
-    fn read_cut(&self, bytes: u64, depth: u32, order: &[u64]) -> io::Result<Rate> {
-        let file = self.open()?;
+    fn read_into(&self, memory: &[Region], bytes: u64, order: &[u64]) -> io::Result<Rate> {
+        let mut device = self.device(self.open()?)?;
         let begin = Instant::now();
-        self.pass(file, (bytes, depth), order, |offset, region| DeviceOp::Read {
+        self.pass(&mut *device, memory, order, |offset, region| DeviceOp::Read {
             file: 0,
             offset,
             region,
@@ -127,27 +155,31 @@ impl Probe {
         Ok(Rate { bytes: order.len() as u64 * bytes, elapsed: begin.elapsed() })
     }
 
+    fn device(&self, file: File) -> io::Result<Box<dyn Device>> {
+        let mut device: Box<dyn Device> = match self.io_engine {
+            IoEngine::Blocking => Box::new(BlockingDevice::new(vec![file])?),
+            IoEngine::Auto | IoEngine::Uring => Box::new(UringDevice::new(vec![file])?),
+        };
+        let mapping = &self.memory.mapping;
+        let whole = mapping.region(0, mapping.bytes_len()).map_err(io::Error::other)?;
+        device.adopt(&whole);
+        Ok(device)
+    }
+
     fn open(&self) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::DIRECT;
         Ok(File::from(rustix::fs::open(&self.path, flags, Mode::from_raw_mode(0o600))?))
     }
 
-    /// One operation for each of `order`, `depth` of them in flight.
+    /// One operation for each of `order`, as many in flight as there are pieces of memory.
     fn pass(
         &self,
-        file: File,
-        (bytes, depth): (u64, u32),
+        device: &mut dyn Device,
+        memory: &[Region],
         order: &[u64],
         operation: impl Fn(u64, Region) -> DeviceOp,
     ) -> io::Result<()> {
-        let mut device: Box<dyn Device> = match self.io_engine {
-            IoEngine::Blocking => Box::new(BlockingDevice::new(vec![file])?),
-            IoEngine::Auto | IoEngine::Uring => Box::new(UringDevice::new(vec![file])?),
-        };
-        let whole = self.memory.region(0, self.memory.bytes_len()).map_err(io::Error::other)?;
-        device.adopt(&whole);
-        let mut slots: Vec<u32> = (0..depth).collect();
-        let all = slots.len();
+        let mut slots: Vec<u32> = (0..).take(memory.len()).collect();
         let mut left = order.iter();
         let mut done = Vec::new();
         loop {
@@ -155,29 +187,33 @@ impl Probe {
                 && let Some(piece) = left.next()
             {
                 let slot = slots.pop().expect("not empty");
-                let region = self.memory.region(u64::from(slot) * bytes, bytes);
-                let region = region.map_err(io::Error::other)?;
-                device.start(OpId(slot), operation(piece * bytes, region));
+                let region = memory[usize::try_from(slot).expect("32 bits fit")].clone();
+                device.start(OpId(slot), operation(piece * region.length(), region));
             }
-            if slots.len() == all {
+            if slots.len() == memory.len() {
                 return Ok(());
             }
             device.wait(None, &mut done)?;
             for completion in done.drain(..) {
+                let slot = completion.op.0;
+                let bytes = memory[usize::try_from(slot).expect("32 bits fit")].length();
                 if completion.result? != bytes {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 if self.watch.as_ref().is_some_and(|watch| !watch(bytes)) {
                     return Err(io::ErrorKind::Interrupted.into());
                 }
-                slots.push(completion.op.0);
+                slots.push(slot);
             }
         }
     }
 }
 
+/// A mapping of whole ones is made of them, where there are any.
+const HUGE_PAGE: u64 = 2 << 20;
+
 /// As the engine bounds its operations.
-const PIECES_MAX: u32 = 192;
+const PIECES_MAX: usize = 192;
 
 impl Drop for Probe {
     fn drop(&mut self) {

@@ -3,23 +3,21 @@
 //! It does what [`Probe`](super::Probe) does, in the same order and with as much in flight, through
 //! a drive: appended, synced in groups and sealed; read, checked and announced.
 
-use super::{Rate, Watch};
-use crate::arena::{Arena, ArenaError, Frame, Mapping};
+use super::{Memory, Probe, Rate, StoreProbeError, Watch};
+use crate::arena::{Arena, Frame, Mapping};
 use crate::check::{ReadError, Shape};
-use crate::drive::{Drive, DriveConfig, IoEngine, KnownSegment, OpenError, Opening, Refused};
+use crate::drive::{Drive, DriveConfig, IoEngine, KnownSegment, Opening};
 use crate::engine::{
     Append, AppendError, Durability, NewRecord, ReadSink, RecordRead, SegmentState, Stored,
 };
 use crate::format::RecordHeader;
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
-use crate::recover::ScanError;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
-use thiserror::Error;
 
 /// A store on the device under test; removed with the probe.
 pub struct StoreProbe {
@@ -51,32 +49,6 @@ pub struct Pass {
     pub latencies: Vec<Duration>,
     /// Over the checksums of all that was read: the same for the same contents.
     pub hash: u64,
-}
-
-/// Why a pass did not end.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StoreProbeError {
-    #[error("clear {}", path.display())]
-    Clear { path: PathBuf, source: io::Error },
-    #[error("take memory for a measurement")]
-    Memory(#[from] ArenaError),
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    #[error("append block {block}")]
-    Append { block: u64, source: AppendError },
-    #[error("read block {block}")]
-    Read { block: u64, source: ReadError },
-    #[error("read before anything was written")]
-    Unwritten,
-    #[error("drive ended in the middle of a pass")]
-    Ended,
-    #[error("measurement was interrupted")]
-    Interrupted,
 }
 
 /// The end of one operation of a slot.
@@ -136,6 +108,21 @@ impl StoreProbe {
     pub fn watched(mut self, watch: Watch) -> Self {
         self.watch = Some(watch);
         self
+    }
+
+    /// The raw device beside this store: a file in `directory`, with the same memory, as much in
+    /// flight and blocks of the same size.
+    pub fn raw(&self, directory: &Path) -> Probe {
+        let pages = self.layout.stored_length() - HEADER_SIZE;
+        let payloads = |frames: &[Arc<Frame>]| {
+            frames.iter().map(|frame| frame.region().slice(HEADER_SIZE, pages)).collect()
+        };
+        let memory = Memory {
+            mapping: Arc::clone(self.arena.mapping()),
+            sources: payloads(&self.sources),
+            targets: payloads(&self.frames),
+        };
+        Probe::over(memory, directory, pages, self.blocks, self.config.io_engine)
     }
 
     /// Makes the store anew, appends every block and syncs.

@@ -199,12 +199,10 @@ impl Plan {
         bar: &ProgressBar,
     ) -> Result<EngineReport> {
         let watch = watch(bar, scratch.interrupt());
-        let raw_bytes = self.raw_block_bytes();
-        let raw = Probe::new(scratch.path(), raw_bytes, self.depth, self.blocks, io_engine);
-        let raw = raw.context("make a raw file")?.watched(Arc::clone(&watch));
         let (layout, path) = (self.layout.clone(), scratch.path().join("store"));
         let store = StoreProbe::new(&path, layout, self.depth, self.blocks, io_engine);
-        let mut store = store.context("make a store")?.watched(watch);
+        let mut store = store.context("make a store")?.watched(Arc::clone(&watch));
+        let raw = store.raw(scratch.path()).watched(watch);
         let stripe_order = self.stripe_order();
         let (mut rounds, mut hash) = (Vec::new(), None);
         for round in 0..self.rounds {

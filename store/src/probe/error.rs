@@ -1,0 +1,36 @@
+//! Why a measurement of the store has no result.
+
+use crate::arena::ArenaError;
+use crate::check::ReadError;
+use crate::drive::{OpenError, Refused};
+use crate::engine::AppendError;
+use crate::recover::ScanError;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a pass did not end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreProbeError {
+    #[error("clear {}", path.display())]
+    Clear { path: PathBuf, source: io::Error },
+    #[error("take memory for a measurement")]
+    Memory(#[from] ArenaError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("append block {block}")]
+    Append { block: u64, source: AppendError },
+    #[error("read block {block}")]
+    Read { block: u64, source: ReadError },
+    #[error("read before anything was written")]
+    Unwritten,
+    #[error("drive ended in the middle of a pass")]
+    Ended,
+    #[error("measurement was interrupted")]
+    Interrupted,
+}
