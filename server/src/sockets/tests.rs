@@ -141,7 +141,7 @@ fn directory_that_may_not_be_written_is_named() {
     if rustix::process::geteuid().is_root() {
         // Permissions bind nobody here; a directory of the kernel does.
         let error = Sockets::bind(Path::new("/proc/refrain.sock"), 0o600).unwrap_err();
-        assert_eq!(error.to_string(), "listen on socket /proc/refrain.sock");
+        assert_eq!(error.to_string(), "listen on socket /proc/refrain.sock.session");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
