@@ -43,6 +43,9 @@ pub trait Device {
     /// Takes an operation; it may begin at once, or at the next `wait`.
     fn start(&mut self, op: OpId, operation: DeviceOp);
 
+    /// Begins what was taken, if it has not begun, without sleeping.
+    fn flush(&mut self) {}
+
     /// Memory that operations will use again and again, resident by now.
     fn adopt(&mut self, _memory: &Region) {}
 

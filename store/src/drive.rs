@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 mod opening;
@@ -247,18 +247,20 @@ impl Worker {
             if stopping {
                 self.engine.stop();
             }
-            self.engine.advance(Instant::now());
-            while let Some((op, operation)) = self.engine.next_operation() {
-                device.start(op, operation);
-            }
+            self.start_all(device);
             if self.engine.take_segments_changed() {
                 *locked(&self.segments) = self.engine.segments();
             }
             if stopping && self.engine.is_idle() {
                 return;
             }
-            let now = Instant::now();
-            let timeout = self.engine.deadline().map(|at| at.saturating_duration_since(now));
+            device.flush();
+            let timeout = if self.engine.prepare_writes() {
+                Some(Duration::ZERO)
+            } else {
+                let now = Instant::now();
+                self.engine.deadline().map(|at| at.saturating_duration_since(now))
+            };
             if device.wait(timeout, &mut done).is_err() {
                 // The ring itself is broken: replies are dropped, which answers everybody.
                 return;
@@ -267,6 +269,27 @@ impl Worker {
             for completion in done.drain(..) {
                 self.engine.complete(completion, now);
             }
+            if self.engine.has_arrived() {
+                // The device works on the next reads while these are checked.
+                self.start_all(device);
+                device.flush();
+                self.engine.check_arrived();
+            }
+        }
+    }
+
+    /// Gives the device what the limits allow. It begins with each part while the next is made
+    /// ready: a record to write is checksummed first, which takes a core longer than a submission.
+    fn start_all(&mut self, device: &mut dyn Device) {
+        loop {
+            let is_all = self.engine.advance(Instant::now());
+            while let Some((op, operation)) = self.engine.next_operation() {
+                device.start(op, operation);
+            }
+            if is_all {
+                return;
+            }
+            device.flush();
         }
     }
 

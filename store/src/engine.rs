@@ -58,6 +58,9 @@ impl Default for Limits {
     }
 }
 
+/// Bytes of writes that are begun at once; far more than a submission is worth waiting for.
+const ROUND_BYTES: u64 = 1 << 20;
+
 /// What an engine is made of.
 pub struct Setup {
     pub store_id: [u8; 16],
@@ -166,8 +169,9 @@ impl Engine {
         self.log.take_segments_changed()
     }
 
-    /// Starts what the limits allow; the operations come out of `next_operation`.
-    pub fn advance(&mut self, now: Instant) {
+    /// Starts what the limits allow; the operations come out of `next_operation`. `false`: there may
+    /// be more, and these should not wait for it.
+    pub fn advance(&mut self, now: Instant) -> bool {
         while self.in_flight < self.limits.operations
             && (self.reads.bytes_in_flight() < self.limits.read_bytes)
         {
@@ -179,19 +183,38 @@ impl Engine {
         } else {
             self.limits.write_bytes
         };
-        while self.in_flight < self.limits.operations {
+        let mut bytes = 0;
+        while self.in_flight < self.limits.operations && bytes < ROUND_BYTES {
             let Some((op, operation)) = self.log.next(now, writes, &self.limits) else { break };
+            bytes += operation.bytes();
             self.start(Owner::Write(op), operation);
         }
         self.counters.queued_read_bytes.set(self.reads.queued_bytes());
         self.counters.queued_write_bytes.set(self.log.queued_bytes());
+        bytes < ROUND_BYTES
+    }
+
+    /// Does a part of what writes will need, while the device is busy; `false`: there is none.
+    pub fn prepare_writes(&mut self) -> bool {
+        self.in_flight > 0 && self.log.checksum_ahead()
+    }
+
+    /// Whether reads have come in that nobody has looked at.
+    pub fn has_arrived(&self) -> bool {
+        self.reads.has_arrived()
+    }
+
+    /// Checks what came in, and tells whoever waits for it.
+    pub fn check_arrived(&mut self) {
+        self.reads.check_arrived();
     }
 
     pub fn next_operation(&mut self) -> Option<(OpId, DeviceOp)> {
         self.started.pop_front()
     }
 
-    /// Takes the end of an operation; the rest of a short transfer is started again.
+    /// Takes the end of an operation; the rest of a short transfer is started again. What was read
+    /// waits for `check_arrived`.
     pub fn complete(&mut self, completion: Completion, now: Instant) {
         let slot = usize::try_from(completion.op.0).expect("32 bits fit");
         let mut running = self.running[slot].take().expect("a completion has its operation");

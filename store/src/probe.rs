@@ -9,6 +9,7 @@ use crate::device::{Device, DeviceOp, OpId};
 use crate::drive::IoEngine;
 use crate::uring::UringDevice;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ pub struct Probe {
     watch: Option<Watch>,
 }
 
-/// What a probe moves blocks from and to, one piece an operation in flight.
+/// What a probe moves blocks from and to, in turns; `depth` operations at once.
 ///
 /// It counts where that is: a device is given memory in runs of adjacent physical pages, and takes
 /// fewer operations at once where the runs are short. Two rates can be held against each other only
@@ -43,6 +44,7 @@ struct Memory {
     mapping: Arc<Mapping>,
     sources: Vec<Region>,
     targets: Vec<Region>,
+    depth: usize,
 }
 
 impl std::fmt::Debug for Probe {
@@ -85,7 +87,8 @@ impl Probe {
         });
         let block = |slot| whole.slice(u64::from(slot) * block_bytes, block_bytes);
         let sources: Vec<_> = (0..depth).map(block).collect();
-        let memory = Memory { mapping, targets: sources.clone(), sources };
+        let depth = sources.len();
+        let memory = Memory { mapping, targets: sources.clone(), sources, depth };
         Ok(Self::over(memory, directory, block_bytes, blocks, io_engine))
     }
 
@@ -118,18 +121,19 @@ impl Probe {
         let syncs = file.try_clone()?;
         let mut device = self.device(file)?;
         let begin = Instant::now();
-        self.pass(&mut *device, &self.memory.sources, &order, |offset, region| DeviceOp::Write {
-            file: 0,
-            offset,
-            region,
-        })?;
+        self.pass(
+            &mut *device,
+            (&self.memory.sources, self.memory.depth),
+            &order,
+            |offset, region| DeviceOp::Write { file: 0, offset, region },
+        )?;
         syncs.sync_data()?;
         Ok(Rate { bytes, elapsed: begin.elapsed() })
     }
 
     /// Reads blocks `order` of the file that `write` left.
     pub fn read(&self, order: &[u64]) -> io::Result<Rate> {
-        self.read_into(&self.memory.targets, self.block_bytes, order)
+        self.read_into((&self.memory.targets, self.memory.depth), self.block_bytes, order)
     }
 
     /// The file in pieces of `bytes`, a multiple of 4 KiB, as many in flight as fit the memory of
@@ -139,12 +143,12 @@ impl Probe {
             let pieces = (0..region.length() / bytes).map(|index| index * bytes);
             pieces.map(|offset| region.slice(offset, bytes)).collect::<Vec<_>>()
         };
-        let mut pieces: Vec<_> = self.memory.targets.iter().flat_map(cut).collect();
-        pieces.truncate(PIECES_MAX);
-        self.read_into(&pieces, bytes, order)
+        let pieces: Vec<_> = self.memory.targets.iter().flat_map(cut).collect();
+        let depth = pieces.len() * self.memory.depth / self.memory.targets.len();
+        self.read_into((&pieces, depth.min(PIECES_MAX)), bytes, order)
     }
 
-    fn read_into(&self, memory: &[Region], bytes: u64, order: &[u64]) -> io::Result<Rate> {
+    fn read_into(&self, memory: (&[Region], usize), bytes: u64, order: &[u64]) -> io::Result<Rate> {
         let mut device = self.device(self.open()?)?;
         let begin = Instant::now();
         self.pass(&mut *device, memory, order, |offset, region| DeviceOp::Read {
@@ -171,26 +175,28 @@ impl Probe {
         Ok(File::from(rustix::fs::open(&self.path, flags, Mode::from_raw_mode(0o600))?))
     }
 
-    /// One operation for each of `order`, as many in flight as there are pieces of memory.
+    /// One operation for each of `order`, `depth` in flight, each with the next piece of memory.
     fn pass(
         &self,
         device: &mut dyn Device,
-        memory: &[Region],
+        (memory, depth): (&[Region], usize),
         order: &[u64],
         operation: impl Fn(u64, Region) -> DeviceOp,
     ) -> io::Result<()> {
-        let mut slots: Vec<u32> = (0..).take(memory.len()).collect();
+        let mut slots: VecDeque<u32> = (0..).take(memory.len()).collect();
+        let mut in_flight = 0;
         let mut left = order.iter();
         let mut done = Vec::new();
         loop {
-            while !slots.is_empty()
+            while in_flight < depth
                 && let Some(piece) = left.next()
             {
-                let slot = slots.pop().expect("not empty");
+                let slot = slots.pop_front().expect("no less memory than depth");
+                in_flight += 1;
                 let region = memory[usize::try_from(slot).expect("32 bits fit")].clone();
                 device.start(OpId(slot), operation(piece * region.length(), region));
             }
-            if slots.len() == memory.len() {
+            if in_flight == 0 {
                 return Ok(());
             }
             device.wait(None, &mut done)?;
@@ -203,7 +209,8 @@ impl Probe {
                 if self.watch.as_ref().is_some_and(|watch| !watch(bytes)) {
                     return Err(io::ErrorKind::Interrupted.into());
                 }
-                slots.push(slot);
+                slots.push_back(slot);
+                in_flight -= 1;
             }
         }
     }

@@ -169,6 +169,12 @@ impl Device for UringDevice {
         self.waiting.push_back((op, operation));
     }
 
+    fn flush(&mut self) {
+        self.fill();
+        // What is not taken now is at the next wait, which says what is wrong.
+        let _ = self.ring.submitter().submit();
+    }
+
     fn adopt(&mut self, memory: &Region) {
         let index = u32::try_from(self.buffers.len()).expect("no more than the table has");
         if !self.takes_buffers || index >= BUFFERS {

@@ -39,6 +39,7 @@ pub struct Opening {
     pub(super) problems: Vec<SegmentProblem>,
     io_engine: IoEngine,
     durability: Durability,
+    limits: Limits,
 }
 
 /// Segments of a new store are as many as this, where that gives them a usual size.
@@ -91,8 +92,16 @@ impl Opening {
         let problems = truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found });
         let problems = problems.collect();
         let heads = Vec::new();
-        let mut opening =
-            Self { directory, files, available, heads, problems, io_engine, durability };
+        let mut opening = Self {
+            directory,
+            files,
+            available,
+            heads,
+            problems,
+            io_engine,
+            durability,
+            limits: Limits::default(),
+        };
         opening.look_at_heads();
         let newer =
             |problem: &&SegmentProblem| matches!(problem, SegmentProblem::NewerVersion { .. });
@@ -132,6 +141,13 @@ impl Opening {
                 head.generation = Generation(newest.0 + 1);
             }
         }
+    }
+
+    /// Bounds other than the usual ones.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     pub fn store_id(&self) -> [u8; 16] {
@@ -221,7 +237,7 @@ impl Opening {
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
             durability: self.durability,
-            limits: Limits::default(),
+            limits: self.limits,
             segments: self.setups(known),
             scratch: Arena::new(scratch),
             counters: Arc::clone(&counters),

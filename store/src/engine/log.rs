@@ -119,9 +119,14 @@ pub(super) struct WriteOp {
     length: u64,
 }
 
+/// Records whose checksums are computed before there is room to write them.
+const AHEAD: usize = 8;
+
 struct Waiting {
     append: Append,
     since: Instant,
+    /// Once there was time to compute their checksums.
+    stripes: Option<Vec<Stripe>>,
 }
 
 pub(super) struct Log {
@@ -226,8 +231,16 @@ impl Log {
             (append.reply)(Err(error));
         } else {
             self.queued_bytes += length;
-            self.queue.push_back(Waiting { append, since: now });
+            self.queue.push_back(Waiting { append, since: now, stripes: None });
         }
+    }
+
+    /// Computes the checksums of one record that has to wait, of the next few; `false`: of none.
+    pub(super) fn checksum_ahead(&mut self) -> bool {
+        let mut next = self.queue.iter_mut().take(AHEAD);
+        let Some(waiting) = next.find(|waiting| waiting.stripes.is_none()) else { return false };
+        waiting.stripes = Some(stripes_of(&waiting.append));
+        true
     }
 
     pub(super) fn release(&mut self, id: SegmentId) {
@@ -358,11 +371,13 @@ impl Log {
         let frame = self.scratch.allocate(HEADER_SIZE)?;
         let waiting = self.queue.pop_front().expect("looked at above");
         self.queued_bytes -= length;
-        let header = header_of(&waiting.append, current.next_address(), self.store_id);
+        let Waiting { append, stripes, .. } = waiting;
+        let stripes = stripes.unwrap_or_else(|| stripes_of(&append));
+        let header = header_of(&append, stripes, current.next_address(), self.store_id);
         let bytes = header.encode().expect("a layout's stripes make a right header");
         frame.region().copy_from(0, &bytes[..]);
         let entry = entry_of(&header, RecordHeader::checksum_of(&bytes));
-        let (step, operation) = current.place(entry, waiting.append, frame);
+        let (step, operation) = current.place(entry, append, frame);
         let status = &mut self.statuses[index(segment)];
         status.end = current.cursor();
         self.statuses_changed = true;
@@ -478,7 +493,7 @@ fn index(id: SegmentId) -> usize {
     usize::try_from(id.0).expect("32 bits fit")
 }
 
-fn header_of(append: &Append, address: RecordAddress, store_id: [u8; 16]) -> RecordHeader {
+fn stripes_of(append: &Append) -> Vec<Stripe> {
     let bytes = append.payload.bytes();
     let stripes = append.layout.stripes.iter().map(|range| {
         let start = usize::try_from(range.offset).expect("memory is addressed");
@@ -486,6 +501,15 @@ fn header_of(append: &Append, address: RecordAddress, store_id: [u8; 16]) -> Rec
         let checksum = checksum(&bytes[start..start + length]);
         Stripe { offset: range.offset, length: range.length, checksum }
     });
+    stripes.collect()
+}
+
+fn header_of(
+    append: &Append,
+    stripes: Vec<Stripe>,
+    address: RecordAddress,
+    store_id: [u8; 16],
+) -> RecordHeader {
     let record = append.header;
     RecordHeader {
         store_id,
@@ -499,7 +523,7 @@ fn header_of(append: &Append, address: RecordAddress, store_id: [u8; 16]) -> Rec
         position: record.position,
         payload_length: append.layout.payload_length,
         withdrawn: false,
-        stripes: stripes.collect(),
+        stripes,
     }
 }
 

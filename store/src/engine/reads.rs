@@ -79,6 +79,8 @@ pub(super) struct Reads {
     bytes_in_flight: u64,
     parts_in_flight: usize,
     last_completed: Option<Instant>,
+    /// Read, and not looked at yet.
+    arrived: Vec<(Part, u64, Result<(), Errno>)>,
     rate: Rate,
     counters: Arc<Counters>,
 }
@@ -94,6 +96,7 @@ impl Reads {
             bytes_in_flight: 0,
             parts_in_flight: 0,
             last_completed: None,
+            arrived: Vec::new(),
             rate: Rate::default(),
             counters,
         }
@@ -202,6 +205,23 @@ impl Reads {
         self.last_completed = Some(now);
         let busy = self.parts_in_flight > 0;
         self.rate.add(bytes, now, busy, &self.counters.read_bytes_per_second);
+        self.arrived.push((part, bytes, result));
+    }
+
+    pub(super) fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
+    pub(super) fn check_arrived(&mut self) {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        for (part, bytes, result) in arrived.drain(..) {
+            self.check(part, bytes, result);
+        }
+        // Its memory serves the next round.
+        self.arrived = arrived;
+    }
+
+    fn check(&mut self, part: Part, bytes: u64, result: Result<(), Errno>) {
         let active = self.active[part.record].as_mut().expect("a part has its record");
         match result {
             Ok(()) => {

@@ -8,7 +8,7 @@ use crate::arena::{Arena, Frame, Mapping};
 use crate::check::{ReadError, Shape};
 use crate::drive::{Drive, DriveConfig, IoEngine, KnownSegment, Opening};
 use crate::engine::{
-    Append, AppendError, Durability, NewRecord, ReadSink, RecordRead, SegmentState, Stored,
+    Append, AppendError, Durability, Limits, NewRecord, ReadSink, RecordRead, SegmentState, Stored,
 };
 use crate::format::RecordHeader;
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
@@ -24,10 +24,12 @@ pub struct StoreProbe {
     config: DriveConfig,
     layout: Layout,
     blocks: u64,
+    depth: usize,
     arena: Arc<Arena>,
-    /// What blocks are written from: block `n` from number `n` modulo their count.
+    /// What blocks are written from: block `n` from number `n` modulo their count. Twice as many as
+    /// the device works on: the drive has its next ones queued, as those of any prefix are.
     sources: Vec<Arc<Frame>>,
-    /// What blocks are read into.
+    /// What blocks are read into; as many.
     frames: Vec<Arc<Frame>>,
     /// Where `write` put each block.
     stored: Vec<RecordAddress>,
@@ -96,11 +98,11 @@ impl StoreProbe {
             durability: Durability::Group,
         };
         let depth = usize::try_from(depth).expect("32 bits fit");
-        let (arena, mut sources) = frames(&layout, 2 * depth)?;
-        let frames = sources.split_off(depth);
+        let (arena, mut sources) = frames(&layout, 4 * depth)?;
+        let frames = sources.split_off(2 * depth);
         let stored = Vec::new();
         let (drive, watch) = (None, None);
-        Ok(Self { config, layout, blocks, arena, sources, frames, stored, drive, watch })
+        Ok(Self { config, layout, blocks, depth, arena, sources, frames, stored, drive, watch })
     }
 
     /// Lets `watch` follow the passes, and end them.
@@ -115,12 +117,17 @@ impl StoreProbe {
     pub fn raw(&self, directory: &Path) -> Probe {
         let pages = self.layout.stored_length() - HEADER_SIZE;
         let payloads = |frames: &[Arc<Frame>]| {
-            frames.iter().map(|frame| frame.region().slice(HEADER_SIZE, pages)).collect()
+            frames
+                .iter()
+                .take(self.depth)
+                .map(|frame| frame.region().slice(HEADER_SIZE, pages))
+                .collect()
         };
         let memory = Memory {
             mapping: Arc::clone(self.arena.mapping()),
             sources: payloads(&self.sources),
             targets: payloads(&self.frames),
+            depth: self.depth,
         };
         Probe::over(memory, directory, pages, self.blocks, self.config.io_engine)
     }
@@ -174,7 +181,11 @@ impl StoreProbe {
             known.push(KnownSegment { id: head.id, end, sealed, entries: scan.entries });
         }
         let arenas = [Arc::clone(self.arena.mapping())];
-        Ok(opening.start(&arenas, known, Box::new(|_| {}))?)
+        let in_flight =
+            u64::try_from(self.depth).expect("usize fits") * self.layout.stored_length();
+        let usual = Limits::default();
+        let limits = Limits { read_bytes: in_flight, write_bytes: in_flight, ..usual };
+        Ok(opening.with_limits(limits).start(&arenas, known, Box::new(|_| {}))?)
     }
 
     fn remove(&mut self) -> Result<(), StoreProbeError> {
