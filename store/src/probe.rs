@@ -110,13 +110,15 @@ impl Probe {
         self
     }
 
-    /// Writes the file anew, front to back, and syncs it.
+    /// Writes the file, front to back, and syncs it; the first time into space that was reserved
+    /// alone, and then over what is there.
     pub fn write(&self) -> io::Result<Rate> {
         let bytes = self.blocks * self.block_bytes;
-        let _ = std::fs::remove_file(&self.path);
         let file = self.open()?;
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-        file.sync_all()?;
+        if file.metadata()?.len() != bytes {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+            file.sync_all()?;
+        }
         let order: Vec<u64> = (0..self.blocks).collect();
         let syncs = file.try_clone()?;
         let mut device = self.device(file)?;

@@ -5,16 +5,12 @@ use crate::check::ReadError;
 use crate::drive::{OpenError, Refused};
 use crate::engine::AppendError;
 use crate::recover::ScanError;
-use std::io;
-use std::path::PathBuf;
 use thiserror::Error;
 
 /// Why a pass did not end.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreProbeError {
-    #[error("clear {}", path.display())]
-    Clear { path: PathBuf, source: io::Error },
     #[error("take memory for a measurement")]
     Memory(#[from] ArenaError),
     #[error(transparent)]

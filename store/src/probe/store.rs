@@ -12,7 +12,7 @@ use crate::engine::{
 };
 use crate::format::RecordHeader;
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
-use std::io;
+use crate::recover::Scan;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,10 +132,12 @@ impl StoreProbe {
         Probe::over(memory, directory, pages, self.blocks, self.config.io_engine)
     }
 
-    /// Makes the store anew, appends every block and syncs.
+    /// Appends every block and syncs; the first time into a new store, and then over what it holds.
     pub fn write(&mut self) -> Result<Pass, StoreProbeError> {
-        self.remove()?;
-        let drive = self.start()?;
+        self.drive = None;
+        self.stored.clear();
+        // A segment that nobody knows of is free.
+        let drive = self.start(Vec::new())?;
         let begin = Instant::now();
         let (stored, latencies) = self.append_all(&drive)?;
         // Stopping syncs at once what a group would wait a little longer for.
@@ -143,7 +145,8 @@ impl StoreProbe {
         let elapsed = begin.elapsed();
         drop(drive);
         self.stored = stored;
-        self.drive = Some(self.start()?);
+        let known = self.known()?;
+        self.drive = Some(self.start(known)?);
         let bytes = self.blocks * self.layout.payload_length;
         Ok(Pass { rate: Rate { bytes, elapsed }, latencies, hash: 0 })
     }
@@ -172,32 +175,23 @@ impl StoreProbe {
         })
     }
 
-    fn start(&self) -> Result<Drive, StoreProbeError> {
+    fn known(&self) -> Result<Vec<KnownSegment>, StoreProbeError> {
         let opening = Opening::open(&self.config)?;
-        let mut known = Vec::new();
-        for head in opening.segments() {
-            let scan = opening.scan(head.id, 0)?;
-            let (end, sealed) = (scan.end, scan.sealed);
-            known.push(KnownSegment { id: head.id, end, sealed, entries: scan.entries });
-        }
+        let known = opening.segments().iter().map(|head| {
+            let Scan { entries, end, sealed } = opening.scan(head.id, 0)?;
+            Ok(KnownSegment { id: head.id, end, sealed, entries })
+        });
+        known.collect()
+    }
+
+    fn start(&self, known: Vec<KnownSegment>) -> Result<Drive, StoreProbeError> {
+        let opening = Opening::open(&self.config)?;
         let arenas = [Arc::clone(self.arena.mapping())];
         let in_flight =
             u64::try_from(self.depth).expect("usize fits") * self.layout.stored_length();
         let usual = Limits::default();
         let limits = Limits { read_bytes: in_flight, write_bytes: in_flight, ..usual };
         Ok(opening.with_limits(limits).start(&arenas, known, Box::new(|_| {}))?)
-    }
-
-    fn remove(&mut self) -> Result<(), StoreProbeError> {
-        self.drive = None;
-        self.stored.clear();
-        let path = &self.config.path;
-        match std::fs::remove_dir_all(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreProbeError::Clear { path: path.clone(), source })
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
     }
 
     fn append_all(
@@ -366,7 +360,9 @@ impl StoreProbe {
 
 impl Drop for StoreProbe {
     fn drop(&mut self) {
-        let _ = self.remove();
+        // Stopped before its files go.
+        self.drive = None;
+        let _ = std::fs::remove_dir_all(&self.config.path);
     }
 }
 
