@@ -141,7 +141,7 @@ impl Gpu {
     }
 
     /// Makes its context current on this thread, until the guard is dropped.
-    fn enter(&self) -> Result<Current<'_>, CudaError> {
+    pub fn enter(&self) -> Result<Current<'_>, CudaError> {
         self.context.enter()
     }
 }
@@ -168,7 +168,8 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 /// While it lives, a context is current on this thread.
-struct Current<'a>(PhantomData<(&'a Context, *const ())>);
+#[derive(Debug)]
+pub struct Current<'a>(PhantomData<(&'a Context, *const ())>);
 
 impl Context {
     fn open(ordinal: u32) -> Result<Self, CudaError> {

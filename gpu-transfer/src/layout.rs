@@ -220,6 +220,11 @@ impl Pages {
         self.blocks
     }
 
+    /// Page `index` of a group's.
+    pub fn page(&self, group: usize, index: u32) -> Option<u32> {
+        self.groups.get(group)?.get(self::index(index)).copied()
+    }
+
     fn of(&self, group: usize, block: u32, pages_per_block: u32) -> Option<&[u32]> {
         let count = index(pages_per_block);
         let first = index(block).checked_mul(count)?;

@@ -13,7 +13,7 @@ struct Piece {
 
 // Pieces go to thread blocks in turn. The pieces themselves lie in host memory: each block asks for
 // its next one before it copies the one at hand, as an answer over PCIe takes a microsecond or two.
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(256)
 copy_pieces(const Piece *__restrict__ pieces, unsigned int count) {
     unsigned int at = blockIdx.x;
     if (at >= count) return;
@@ -28,14 +28,14 @@ copy_pieces(const Piece *__restrict__ pieces, unsigned int count) {
             uint4 *target = reinterpret_cast<uint4 *>(piece.target);
             const unsigned int vectors = static_cast<unsigned int>(piece.length / 16);
             const unsigned int step = blockDim.x;
-            // Four independent loads in flight for each thread before the first store.
-            for (unsigned int i = threadIdx.x; i < vectors; i += 4 * step) {
-                uint4 held[4];
+            // Eight independent loads in flight for each thread before the first store.
+            for (unsigned int i = threadIdx.x; i < vectors; i += 8 * step) {
+                uint4 held[8];
 #pragma unroll
-                for (unsigned int k = 0; k < 4; k++)
+                for (unsigned int k = 0; k < 8; k++)
                     if (i + k * step < vectors) held[k] = __ldcs(source + i + k * step);
 #pragma unroll
-                for (unsigned int k = 0; k < 4; k++)
+                for (unsigned int k = 0; k < 8; k++)
                     if (i + k * step < vectors) __stcs(target + i + k * step, held[k]);
             }
         } else {

@@ -13,6 +13,7 @@ mod drain;
 mod events;
 mod fixture;
 mod leases;
+mod paged;
 mod reclaim;
 mod refused_calls;
 mod refused_starts;
