@@ -1,7 +1,7 @@
 //! What does a load cost a matrix product beside it, and how much longer do both take than one?
 //!
-//! bf16 products of 8192 x 8192 by cuBLAS, loads of 400 blocks of DeepSeek-V3 from the host tier
-//! into scattered pages, both ways, and saves back. On the first GPU, with a libcublas that the
+//! bf16 products of 8192 x 8192 by cuBLAS, loads of 400 blocks of 4.5 MB from the host tier into
+//! scattered pages, both ways, and saves back. On the first GPU, with a libcublas that the
 //! loader finds. `--smoke` runs loads and saves on the host alone.
 
 use refrain_benches::cublas::Products;
@@ -14,7 +14,7 @@ use refrain_gpu_transfer::paged::Direction;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const CHUNK: u64 = 72 << 10;
+const CHUNKS: [u64; 2] = [16 << 10, 72 << 10];
 const SIDE: u32 = 8192;
 /// Beside these, many loads run.
 const PRODUCTS: u32 = 300;
@@ -24,17 +24,19 @@ fn main() {
     let host = HostTier::new(blocks);
     for (name, way) in [("batched", Way::Batched), ("kernel", Way::Kernel)] {
         let copier = copier_or_exit(way);
-        for direction in [Direction::Load, Direction::Save] {
-            run((name, direction), &copier, &host);
+        for chunk in CHUNKS {
+            for direction in [Direction::Load, Direction::Save] {
+                run((name, direction), &copier, &host, chunk);
+            }
         }
     }
 }
 
-fn run((name, direction): (&str, Direction), copier: &Copier, host: &HostTier) {
-    let layers = layers_of(CHUNK);
-    let cache = cache(copier, layers, CHUNK, host.blocks);
+fn run((name, direction): (&str, Direction), copier: &Copier, host: &HostTier, chunk: u64) {
+    let layers = layers_of(chunk);
+    let cache = cache(copier, layers, chunk, host.blocks);
     let pages = pages(host.blocks, 1);
-    let moved = u64::from(layers) * CHUNK * u64::from(host.blocks);
+    let moved = u64::from(layers) * chunk * u64::from(host.blocks);
     let arena = match direction {
         Direction::Load => copier.register(&host.theirs),
         Direction::Save => {
@@ -45,9 +47,10 @@ fn run((name, direction): (&str, Direction), copier: &Copier, host: &HostTier) {
     };
     let arena = arena.expect("it is registered");
     let copy = || copy(copier, &cache, &arena, &pages, direction);
-    let alone = median(|| copy());
+    let alone = median(&copy);
     let rate = gigabytes_per_second(moved, alone);
-    tell([format!("{name} {direction:?}: alone {alone:?}, {rate:.1} GB/s")]);
+    let kib = chunk >> 10;
+    tell([format!("{name} {direction:?} {kib} KiB: alone {alone:?}, {rate:.1} GB/s")]);
     let Some(products) = Products::new(copier, SIDE) else {
         tell(["  no libcublas: no product beside it".to_owned()]);
         return;
@@ -83,7 +86,8 @@ fn together(
 ) -> String {
     let mut told = Vec::new();
     for share in [1.0, 2.0] {
-        let count = (1_u32..).find(|count| each * *count >= alone.mul_f64(share)).unwrap_or(1);
+        let count =
+            (1..10_000_u32).find(|count| each * *count >= alone.mul_f64(share)).unwrap_or(1);
         let computed = median(|| compute(count));
         let both = median(|| {
             std::thread::scope(|scope| {

@@ -114,7 +114,7 @@ pub fn copy(
     let chunk = cache.layout().layer_bytes();
     let layers = cache.layout().layers.len();
     let (told, ended) = mpsc::channel();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let transfer = copier.begin(direction, deadline, None, Arc::new(Ended(told)));
     let transfer = transfer.expect("it begins");
     let place = |block: u32, layer: usize| {

@@ -40,7 +40,7 @@ impl Sidecar {
 
     /// A worker's session, as soon as the sidecar listens.
     pub async fn client(&self, session_arena_bytes: u64) -> Client {
-        let deadline = Duration::from_secs(60);
+        let deadline = Duration::from_mins(1);
         loop {
             let address = self.address.parse().expect("a path that is short enough");
             let config = ClientConfig { address, session_arena_bytes, deadline };

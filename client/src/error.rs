@@ -58,10 +58,12 @@ pub enum Absence {
 }
 
 impl ClientError {
-    pub(crate) fn from_batch(error: BatchError) -> Self {
+    pub(crate) fn from_batch(error: &BatchError) -> Self {
         match error {
-            BatchError::Layout(source) => Self::Cache { source },
-            _ => Self::Answer { call: "load", what: "places outside the arena" },
+            BatchError::Layout(source) => Self::Cache { source: *source },
+            BatchError::Arena(_) | BatchError::ReadOnly | _ => {
+                Self::Answer { call: "load", what: "places outside the arena" }
+            }
         }
     }
 

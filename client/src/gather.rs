@@ -26,7 +26,7 @@ pub(crate) struct Gather {
 
 impl Source for Gather {
     async fn fill(&mut self, blocks: &[u32], slots: Vec<Slot>) -> Result<Vec<Slot>, ClientError> {
-        let batch = self.batch(blocks, &slots).map_err(ClientError::from_batch)?;
+        let batch = self.batch(blocks, &slots).map_err(|error| ClientError::from_batch(&error))?;
         let (sender, gathered) = oneshot::channel();
         let sink = Arc::new(Sink(Mutex::new(Some((slots, sender)))));
         let copier = self.cache.copier();

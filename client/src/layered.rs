@@ -186,7 +186,7 @@ impl Feed {
             }
             Ok(batch)
         };
-        let batch = batch().map_err(ClientError::from_batch)?;
+        let batch = batch().map_err(|error| ClientError::from_batch(&error))?;
         let lacking = self.lacking[stripe].checked_sub(blocks);
         let twice = ClientError::Answer { call: "load", what: "stripes that it had announced" };
         self.lacking[stripe] = lacking.ok_or(twice)?;

@@ -81,10 +81,10 @@ impl fmt::Display for Code {
 
 /// An error for every answer but success.
 fn check(call: &'static str, answer: CUresult) -> Result<(), CudaError> {
-    match answer {
-        CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(CudaError::Call { call, code: Code(code) }),
+    if answer == CUresult::CUDA_SUCCESS {
+        return Ok(());
     }
+    Err(CudaError::Call { call, code: Code(answer) })
 }
 
 /// A GPU and what copies on it.
@@ -159,7 +159,7 @@ impl Drop for Gpu {
 struct Context {
     ordinal: u32,
     device: sys::CUdevice,
-    context: sys::CUcontext,
+    primary: sys::CUcontext,
 }
 
 // SAFETY: a context may be made current on any thread, and on several at once.
@@ -189,13 +189,13 @@ impl Context {
         check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut found) })?;
         let number = i32::try_from(ordinal).ok().filter(|number| *number < found);
         let number = number.ok_or(CudaError::NoGpu { ordinal, found })?;
-        let (mut device, mut context) = (0, std::ptr::null_mut());
+        let (mut device, mut primary) = (0, std::ptr::null_mut());
         // SAFETY: writes to the integer.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, number) })?;
         // SAFETY: writes to the pointer; given back when this is dropped.
-        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut primary, device) };
         check("cuDevicePrimaryCtxRetain", retained)?;
-        let context = Self { ordinal, device, context };
+        let context = Self { ordinal, device, primary };
         context.check_abilities()?;
         Ok(context)
     }
@@ -230,7 +230,7 @@ impl Context {
 
     fn enter(&self) -> Result<Current<'_>, CudaError> {
         // SAFETY: the context is retained for as long as `self` lives, and taken off before.
-        check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.context) })?;
+        check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.primary) })?;
         Ok(Current(PhantomData))
     }
 }

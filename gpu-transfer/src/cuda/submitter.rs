@@ -56,20 +56,17 @@ impl Submitter {
             let bytes: u64 = copies.iter().map(|copy| copy.length).sum();
             let count = u64::try_from(copies.len()).expect("usize fits");
             let is_batched = gpu.calibration().is_batched(piece.direction, bytes / count);
-            match gpu.batched.filter(|_| is_batched) {
-                Some(batched) => {
-                    let base = batch.arena_address();
-                    let arena = match piece.direction {
-                        Direction::Load => Arena::Source(base),
-                        Direction::Save => Arena::Target(base),
-                    };
-                    batched.submit(&self.stream, copies, arena, &mut self.arguments)?;
-                }
-                None => {
-                    self.pieces.rotate_left(1);
-                    let pieces = self.pieces.first_mut().expect("there is one for each in flight");
-                    gpu.kernel.launch(&self.stream, copies, pieces)?;
-                }
+            if let Some(batched) = gpu.batched.filter(|_| is_batched) {
+                let base = batch.arena_address();
+                let arena = match piece.direction {
+                    Direction::Load => Arena::Source(base),
+                    Direction::Save => Arena::Target(base),
+                };
+                batched.submit(&self.stream, copies, arena, &mut self.arguments)?;
+            } else {
+                self.pieces.rotate_left(1);
+                let pieces = self.pieces.first_mut().expect("there is one for each in flight");
+                gpu.kernel.launch(&self.stream, copies, pieces)?;
             }
         }
         Ok(Arc::new(Event::behind(&gpu, self.stream.name())?))

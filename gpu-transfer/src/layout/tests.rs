@@ -5,9 +5,8 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-/// Planes of one layer, of `bytes` a block, at places that no other layer has.
-fn planes(layer: u64, shape: (u32, u64, u64, bool), pages_per_block: u32) -> Vec<Plane> {
-    let (rows, row_bytes, gap, is_split) = shape;
+/// Planes of one layer, at places that no other layer has.
+fn planes(layer: u64, (rows, row_bytes, gap, is_split): (u32, u64, u64, bool)) -> Vec<Plane> {
     let base = layer << 32;
     let row_stride = row_bytes + gap;
     let page = u64::from(rows) * row_stride;
@@ -16,7 +15,6 @@ fn planes(layer: u64, shape: (u32, u64, u64, bool), pages_per_block: u32) -> Vec
         vec![plane(base), plane(base + (1 << 31))]
     } else {
         // As many bytes as two planes of the split kind.
-        let _ = pages_per_block;
         vec![Plane { rows: 2 * rows, page_stride: 2 * page + gap, ..plane(base) }]
     }
 }
@@ -29,7 +27,7 @@ prop_compose! {
     ) -> KvLayout {
         let layers = (0..).zip(layers).map(|(layer, (gap, is_split, group))| {
             let shape = (rows, row_bytes, gap, is_split);
-            Layer { group, planes: planes(layer, shape, pages_per_block) }
+            Layer { group, planes: planes(layer, shape) }
         });
         KvLayout { layers: layers.collect(), pages: 64, pages_per_block }
     }
