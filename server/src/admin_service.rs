@@ -4,7 +4,8 @@ use crate::inspect::BlockView;
 use crate::metrics::{Eviction, Source};
 use crate::node::Node;
 use crate::place::{DriveId, Group};
-use crate::wire;
+use crate::removal::{InvalidateError, Invalidated};
+use crate::{status, wire};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::NamespaceDigest;
@@ -57,8 +58,10 @@ impl admin_server::Admin for AdminService {
                 drop(tokio::spawn(async move { list_blocks(&node, limit, &send).await }));
             }
             What::Namespaces => {
-                let all: Vec<_> =
-                    node.state().namespaces.all().iter().take(limit).map(info).collect();
+                let state = node.state();
+                let known = state.namespaces.all().iter().take(limit);
+                let all = known.map(|known| info(known, state.epochs.get(known.digest))).collect();
+                drop(state);
                 tokio::spawn(send_all(send, all, list_entry::Entry::Namespace));
             }
             What::Segments => {
@@ -102,7 +105,7 @@ impl admin_server::Admin for AdminService {
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answered<v1::EvictResponse> {
         let v1::EvictRequest { sequence_hash, shard } = request.into_inner();
-        let hash = wire::array("sequence_hash", &sequence_hash).map_err(crate::status::of_wire)?;
+        let hash = wire::array("sequence_hash", &sequence_hash).map_err(status::of_wire)?;
         let key = BlockKey { sequence: SequenceHash(hash), shard };
         let blocks = self.node.evict(&[key], Eviction::Evict);
         self.node.removed_for_good().await;
@@ -113,17 +116,20 @@ impl admin_server::Admin for AdminService {
         &self,
         request: Request<v1::DropNamespaceRequest>,
     ) -> Answered<v1::EvictResponse> {
-        let digest = request.into_inner().namespace_digest;
-        let digest = wire::array("namespace_digest", &digest).map_err(crate::status::of_wire)?;
-        let node = Arc::clone(&self.node);
-        let dropping =
-            tokio::task::spawn_blocking(move || node.drop_namespace(NamespaceDigest(digest)));
-        let dropped = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
-        let blocks = dropped.map_err(|error| {
-            let why = std::error::Error::source(&error).map(ToString::to_string);
-            Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
-        })?;
-        Ok(Response::new(v1::EvictResponse { blocks }))
+        let digest = digest(&request.into_inner().namespace_digest)?;
+        let invalidated = self.invalidate(move |node| node.drop_namespace(digest)).await?;
+        Ok(Response::new(v1::EvictResponse { blocks: invalidated.blocks }))
+    }
+
+    async fn set_epoch(
+        &self,
+        request: Request<v1::SetEpochRequest>,
+    ) -> Answered<v1::SetEpochResponse> {
+        let v1::SetEpochRequest { namespace_digest, epoch } = request.into_inner();
+        let digest = digest(&namespace_digest)?;
+        let Invalidated { epoch, blocks } =
+            self.invalidate(move |node| node.set_epoch(digest, epoch)).await?;
+        Ok(Response::new(v1::SetEpochResponse { epoch, blocks }))
     }
 
     async fn drain(&self, _: Request<v1::DrainRequest>) -> Answered<v1::DrainResponse> {
@@ -134,6 +140,17 @@ impl admin_server::Admin for AdminService {
 }
 
 impl AdminService {
+    /// On a thread that may block: epochs are synced.
+    async fn invalidate(
+        &self,
+        work: impl FnOnce(&Node) -> Result<Invalidated, InvalidateError> + Send + 'static,
+    ) -> Result<Invalidated, Status> {
+        let node = Arc::clone(&self.node);
+        let working = tokio::task::spawn_blocking(move || work(&node)).await;
+        let outcome = working.map_err(|_| Status::internal("call broken off"))?;
+        outcome.map_err(|error| status::of_invalidate(&error))
+    }
+
     fn inspect_segment(&self, name: v1::SegmentName) -> Answered<v1::InspectResponse> {
         let of = |info: &v1::SegmentInfo| (info.drive, info.segment) == (name.drive, name.segment);
         let segment = segments(&self.node).into_iter().find(of);
@@ -144,6 +161,10 @@ impl AdminService {
         let answer = v1::InspectResponse { records: Vec::new(), segment: Some(segment), blocks };
         Ok(Response::new(answer))
     }
+}
+
+fn digest(bytes: &[u8]) -> Result<NamespaceDigest, Status> {
+    wire::array("namespace_digest", bytes).map(NamespaceDigest).map_err(status::of_wire)
 }
 
 async fn list_blocks(node: &Node, limit: usize, send: &mpsc::Sender<list_entry::Entry>) {
@@ -169,13 +190,14 @@ async fn send_all<T>(
     }
 }
 
-fn info(known: &crate::namespaces::Known) -> v1::NamespaceInfo {
+fn info(known: &crate::namespaces::Known, epoch: u64) -> v1::NamespaceInfo {
     v1::NamespaceInfo {
         digest: known.digest.0.to_vec(),
         blocks: known.blocks,
         bytes: known.bytes,
         tenant: known.tenant.clone(),
         model: known.model.clone(),
+        epoch,
     }
 }
 

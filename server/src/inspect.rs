@@ -1,7 +1,5 @@
 //! Looking at blocks: one by its name, those of a segment, all of them against their checksums.
 
-use crate::epochs::EpochsError;
-use crate::metrics::Eviction;
 use crate::node::Node;
 use crate::place::{BlockPlace, Group};
 use crate::state::State;
@@ -11,7 +9,6 @@ use refrain_proto::v1;
 use refrain_store::check::{self, ReadError};
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::HEADER_SIZE;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -19,8 +16,6 @@ use tokio::sync::mpsc;
 const VERIFIED_AT_ONCE: usize = 16;
 /// Between two reports of progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
-/// Blocks removed under one lock.
-const DROPPED_AT_ONCE: usize = 256;
 
 /// A resident block as it stands.
 #[derive(Clone, Copy, Debug)]
@@ -174,51 +169,5 @@ impl Node {
                 progress.withdrawn.push(view.info());
             }
         }
-    }
-
-    /// Removes blocks and all behind them, for good; how many went.
-    pub(crate) fn evict(&self, keys: &[BlockKey], why: Eviction) -> u64 {
-        let mut gone = 0;
-        let mut state = self.state();
-        for &key in keys {
-            for (_, place) in state.remove(key) {
-                // So that no restart finds it again.
-                let address = state.segments.address(&place);
-                self.disk(place.group.drive()).journal.withdraw(address);
-                gone += 1;
-            }
-        }
-        drop(state);
-        self.metrics.evicted(why, gone);
-        gone
-    }
-
-    /// Returns once no restart, not even after a kill, finds again what was removed.
-    pub(crate) async fn removed_for_good(&self) {
-        for disk in &self.disks {
-            disk.journal.caught_up().await;
-        }
-    }
-
-    /// Removes every block of a namespace, for good; how many went. What is being saved in it, or
-    /// found by a later start on the disk, is of an earlier epoch and does not count.
-    pub(crate) fn drop_namespace(&self, digest: NamespaceDigest) -> Result<u64, EpochsError> {
-        let _one_at_a_time = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state();
-        let Some(id) = state.namespaces.find(digest) else { return Ok(0) };
-        let mut epochs = state.epochs.clone();
-        drop(state);
-        epochs.raise(digest);
-        // On the disk first, and without the lock on the index: a sync takes its time.
-        for drive in self.drives() {
-            epochs.write(drive.path())?;
-        }
-        let mut state = self.state();
-        state.epochs = epochs;
-        let of =
-            |(key, place, _): (BlockKey, BlockPlace, u32)| (place.namespace == id).then_some(key);
-        let keys: Vec<_> = state.chain.iter().filter_map(of).collect();
-        drop(state);
-        Ok(keys.chunks(DROPPED_AT_ONCE).map(|some| self.evict(some, Eviction::Drop)).sum())
     }
 }

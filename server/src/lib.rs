@@ -24,6 +24,7 @@ mod place;
 mod private_file;
 mod reclaim;
 mod recovery;
+mod removal;
 mod save;
 pub mod secret;
 mod segments;

@@ -4,8 +4,10 @@
 //! `resource_exhausted`, `unavailable`: later may be better. `failed_precondition`: an operator
 //! must act. Misses and refused saves are answers, and never come here.
 
+use crate::epochs::RaiseError;
 use crate::load::LoadRefusal;
 use crate::lookup::RegisterError;
+use crate::removal::InvalidateError;
 use crate::save::SaveError;
 use crate::wire::WireError;
 use tonic::Status;
@@ -48,6 +50,19 @@ pub(crate) fn of_save(error: SaveError) -> Status {
         | SaveError::Place { .. }
         | SaveError::NoSession
         | SaveError::Written { .. } => Status::invalid_argument(message),
+    }
+}
+
+pub(crate) fn of_invalidate(error: &InvalidateError) -> Status {
+    match error {
+        InvalidateError::Raise(RaiseError::Lower { .. }) => {
+            Status::invalid_argument(error.to_string())
+        }
+        InvalidateError::Raise(RaiseError::Last) => Status::failed_precondition(error.to_string()),
+        InvalidateError::Keep(_) => {
+            let why = std::error::Error::source(error).map(ToString::to_string);
+            Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
+        }
     }
 }
 

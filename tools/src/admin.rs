@@ -108,6 +108,17 @@ impl Admin {
         Ok(answer("drop a namespace", runtime.block_on(call))?.blocks)
     }
 
+    pub fn set_epoch(
+        &mut self,
+        namespace_digest: Vec<u8>,
+        epoch: u64,
+    ) -> Result<v1::SetEpochResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::SetEpochRequest { namespace_digest, epoch };
+        let call = async { within(LONG_PATIENCE, client.set_epoch(request)).await };
+        answer("set an epoch", runtime.block_on(call))
+    }
+
     pub fn drain(&mut self) -> Result<()> {
         let Self { runtime, client } = self;
         let call = async { within(LONG_PATIENCE, client.drain(v1::DrainRequest {})).await };

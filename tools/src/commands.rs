@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod ls;
 pub mod replay;
 pub mod serve;
+pub mod set_epoch;
 pub mod stat;
 pub mod tied;
 pub mod verify;

@@ -32,6 +32,11 @@ impl HashPrefix {
         hex(hash).starts_with(&self.digits)
     }
 
+    /// The hash itself, where all of its digits are given.
+    pub fn whole(&self) -> Option<Vec<u8>> {
+        (self.digits.len() == DIGITS_MAX).then(|| self.bytes())
+    }
+
     /// The bytes that it has whole; an odd last digit is left out.
     pub fn bytes(&self) -> Vec<u8> {
         let (pairs, _) = self.digits.as_bytes().as_chunks::<2>();
@@ -76,6 +81,8 @@ mod tests {
         for text in ["", "xyz", "0x12", &"a".repeat(65)] {
             assert!(text.parse::<HashPrefix>().is_err(), "{text}");
         }
-        assert!("a".repeat(64).parse::<HashPrefix>().is_ok());
+        let whole: HashPrefix = "a".repeat(64).parse().unwrap();
+        assert_eq!(whole.whole(), Some(vec![0xaa; 32]));
+        assert_eq!("ab".parse::<HashPrefix>().unwrap().whole(), None);
     }
 }

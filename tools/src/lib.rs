@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod commands;
 pub mod hex;
+pub mod namespace;
 pub mod rows;
 pub mod sidecar;
 pub mod stopped;

@@ -63,6 +63,7 @@ enum Command {
     Verify(commands::verify::Args),
     Evict(commands::evict::Args),
     Drop(commands::drop::Args),
+    SetEpoch(commands::set_epoch::Args),
     Drain(commands::drain::Args),
     /// Measure this machine: the store beside its raw device, lookups at a million blocks
     Bench(commands::bench::Args),
@@ -120,6 +121,7 @@ fn run() -> Result<()> {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Evict(args) => commands::evict::run(&args),
         Command::Drop(args) => commands::drop::run(&args),
+        Command::SetEpoch(args) => commands::set_epoch::run(&args),
         Command::Drain(args) => commands::drain::run(&args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {

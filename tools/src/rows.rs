@@ -71,12 +71,15 @@ pub struct Namespace {
     pub tenant: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub model: String,
+    /// Of a running sidecar: of the blocks that count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
 }
 
 impl From<v1::NamespaceInfo> for Namespace {
     fn from(namespace: v1::NamespaceInfo) -> Self {
-        let v1::NamespaceInfo { digest, blocks, bytes, tenant, model } = namespace;
-        Self { digest: hex(&digest), blocks, bytes, tenant, model }
+        let v1::NamespaceInfo { digest, blocks, bytes, tenant, model, epoch } = namespace;
+        Self { digest: hex(&digest), blocks, bytes, tenant, model, epoch: Some(epoch) }
     }
 }
 
@@ -123,7 +126,7 @@ impl From<v1::list_entry::Entry> for Row {
 /// The head of a table of blocks; as many columns as [`Row::line`] writes.
 pub const BLOCKS: &str =
     "block              shard  namespace     place            generation  offset        size  seen";
-pub const NAMESPACES: &str = "namespace           blocks        size  tenant, model";
+pub const NAMESPACES: &str = "namespace           blocks        size  epoch  tenant, model";
 pub const SEGMENTS: &str = "segment     state   generation   blocks        live         end";
 
 impl Row {
@@ -131,14 +134,7 @@ impl Row {
     pub fn line(&self) -> String {
         match self {
             Self::Block(block) => block.line(),
-            Self::Namespace(Namespace { digest, blocks, bytes, tenant, model }) => {
-                let name = match (tenant.as_str(), model.as_str()) {
-                    ("", "") => String::new(),
-                    (tenant, model) => format!("{tenant}, {model}"),
-                };
-                let line = format!("{digest:.16}  {blocks:>8}  {:>10}  {name}", size(*bytes));
-                line.trim_end().to_owned()
-            }
+            Self::Namespace(namespace) => namespace.line(),
             Self::Segment(segment) => segment.line(),
         }
     }
@@ -158,6 +154,20 @@ impl Block {
             "{sequence_hash:.16}   {shard:>5}  {namespace:.12}  {place:<15}  {generation:>10}  \
              {offset:>10}  {size:>10}  {seen}"
         )
+    }
+}
+
+impl Namespace {
+    fn line(&self) -> String {
+        let Self { digest, blocks, bytes, tenant, model, epoch } = self;
+        let name = match (tenant.as_str(), model.as_str()) {
+            ("", "") => String::new(),
+            (tenant, model) => format!("{tenant}, {model}"),
+        };
+        let epoch = epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
+        let size = size(*bytes);
+        let line = format!("{digest:.16}  {blocks:>8}  {size:>10}  {epoch:>5}  {name}");
+        line.trim_end().to_owned()
     }
 }
 

@@ -10,6 +10,7 @@ mod back_pressure;
 mod catalogue;
 mod damage;
 mod drain;
+mod epochs;
 mod events;
 mod fixture;
 mod leases;

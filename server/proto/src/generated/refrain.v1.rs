@@ -551,6 +551,9 @@ pub struct NamespaceInfo {
     pub tenant: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub model: ::prost::alloc::string::String,
+    /// Of the blocks that count.
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SegmentInfo {
@@ -680,6 +683,21 @@ pub struct EvictResponse {
 pub struct DropNamespaceRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetEpochRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetEpochResponse {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// How many went; none where the namespace was in this epoch already.
+    #[prost(uint64, tag = "2")]
+    pub blocks: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainRequest {}
@@ -2015,6 +2033,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("refrain.v1.Admin", "DropNamespace"));
             self.inner.unary(req, path, codec).await
         }
+        /// Raises a namespace's epoch: all of its blocks are misses at once, and for good. Refused where
+        /// the namespace is in a later one.
+        pub async fn set_epoch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEpochResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/refrain.v1.Admin/SetEpoch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "SetEpoch"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         pub async fn drain(
             &mut self,
@@ -2087,6 +2130,15 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::DropNamespaceRequest>,
         ) -> std::result::Result<tonic::Response<super::EvictResponse>, tonic::Status>;
+        /// Raises a namespace's epoch: all of its blocks are misses at once, and for good. Refused where
+        /// the namespace is in a later one.
+        async fn set_epoch(
+            &self,
+            request: tonic::Request<super::SetEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEpochResponse>,
+            tonic::Status,
+        >;
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         async fn drain(
             &self,
@@ -2421,6 +2473,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DropNamespaceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/SetEpoch" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetEpochSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SetEpochRequest>
+                    for SetEpochSvc<T> {
+                        type Response = super::SetEpochResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetEpochRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_epoch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetEpochSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
