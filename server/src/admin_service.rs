@@ -1,15 +1,21 @@
 //! The `Admin` service: what operators ask a node.
 
+use crate::fates::Eviction;
 use crate::inspect::BlockView;
-use crate::metrics::{Eviction, Source};
+use crate::lookup::Prompt;
+use crate::metrics::Source;
+use crate::namespaces::Registration;
 use crate::node::Node;
 use crate::place::{DriveId, Group};
 use crate::removal::{InvalidateError, Invalidated};
 use crate::{status, wire};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::SequenceHash;
-use refrain_index::namespace::NamespaceDigest;
-use refrain_proto::v1::{self, admin_server, inspect_request, list_entry, list_request::What};
+use refrain_index::namespace::{Namespace, NamespaceDigest};
+use refrain_proto::v1::{
+    self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
+    prompt_name,
+};
 use refrain_store::engine::SegmentState;
 use refrain_store::geometry::SegmentId;
 use std::pin::Pin;
@@ -19,6 +25,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+
+mod explained;
 
 type Answered<T> = Result<Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -95,6 +103,25 @@ impl admin_server::Admin for AdminService {
         }
     }
 
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Answered<v1::ExplainResponse> {
+        let node = Arc::clone(&self.node);
+        let subject = request.into_inner().subject;
+        // Hashing a long prompt for several namespaces takes a while.
+        let explaining = tokio::task::spawn_blocking(move || match subject {
+            Some(explain_request::Subject::Prompt(name)) => {
+                prompt(&node, &name, |registration, prompt| node.explain(registration, prompt))
+                    .map(|explained| explained::answer(&node, explained))
+            }
+            Some(explain_request::Subject::Blocks(names)) => {
+                let hashes = explained::hashes(&names)?;
+                Ok(explained::answer(&node, node.explain_blocks(names.shard, &hashes)))
+            }
+            None => Err(Status::invalid_argument("field `subject` is missing")),
+        });
+        let answer = explaining.await.map_err(|_| Status::internal("call broken off"))?;
+        Ok(Response::new(answer?))
+    }
+
     async fn verify(&self, request: Request<v1::VerifyRequest>) -> Answered<Self::VerifyStream> {
         let rate = request.into_inner().bytes_per_second;
         let (send, progress) = mpsc::channel(16);
@@ -163,6 +190,27 @@ impl AdminService {
     }
 }
 
+/// Does `work` with a prompt as it is named over the wire.
+fn prompt<T>(
+    node: &Node,
+    name: &v1::PromptName,
+    work: impl FnOnce(&Registration, Prompt<'_>) -> T,
+) -> Result<T, Status> {
+    let registration = node.asking_as(digest(&name.namespace_digest)?, name.shard);
+    let registration = registration.map_err(status::of_name)?;
+    match &name.prompt {
+        Some(prompt_name::Prompt::Tokens(bytes)) => {
+            let tokens = wire::tokens(bytes).map_err(status::of_wire)?;
+            let extra_keys = &name.extra_keys;
+            Ok(work(&registration, Prompt::Tokens { tokens: &tokens, extra_keys }))
+        }
+        Some(prompt_name::Prompt::Engine(engine)) => {
+            Ok(work(&registration, Prompt::Engine(&engine.hashes)))
+        }
+        None => Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
+    }
+}
+
 fn digest(bytes: &[u8]) -> Result<NamespaceDigest, Status> {
     wire::array("namespace_digest", bytes).map(NamespaceDigest).map_err(status::of_wire)
 }
@@ -191,12 +239,14 @@ async fn send_all<T>(
 }
 
 fn info(known: &crate::namespaces::Known, epoch: u64) -> v1::NamespaceInfo {
+    let described = known.described.as_ref();
+    let text = |of: fn(&Namespace) -> &String| described.map(|d| of(d).clone()).unwrap_or_default();
     v1::NamespaceInfo {
         digest: known.digest.0.to_vec(),
         blocks: known.blocks,
         bytes: known.bytes,
-        tenant: known.tenant.clone(),
-        model: known.model.clone(),
+        tenant: text(|described| &described.tenant),
+        model: text(|described| &described.model),
         epoch,
     }
 }

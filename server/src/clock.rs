@@ -22,8 +22,8 @@ impl Clock {
         self.0.elapsed()
     }
 
-    /// Whole seconds since a tick.
-    pub(crate) fn seconds_since(self, tick: u32) -> u64 {
-        u64::from(self.now().saturating_sub(tick) / 10)
+    /// Time since a tick.
+    pub(crate) fn since(self, tick: u32) -> Duration {
+        TICK * self.now().saturating_sub(tick)
     }
 }

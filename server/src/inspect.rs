@@ -53,7 +53,7 @@ impl Node {
             generation: state.segments.address(&place).generation.0,
             namespace: state.namespaces.get(place.namespace).digest,
             in_host: state.host.contains(key),
-            idle_seconds: self.clock.seconds_since(touched),
+            idle_seconds: self.clock.since(touched).as_secs(),
         }
     }
 

@@ -4,8 +4,8 @@
 //! [`BlockRead`] is one block on its way from a drive, shared by all loads that want it. Whoever
 //! goes away, the read runs out, and the block stays in the host tier.
 
+use crate::fates::{Eviction, Removal};
 use crate::leases::LeaseId;
-use crate::metrics::{Eviction, Miss};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId};
 use crate::state::State;
@@ -19,6 +19,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::warn;
+
+/// Why a matched block was not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    Deadline,
+    Damaged,
+    /// No frame in the load arena could be freed.
+    NoMemory,
+    Drive,
+}
 
 /// Stripe `stripe` of `blocks` blocks from `first_block` on is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -436,7 +446,8 @@ impl Node {
             "damaged block withdrawn"
         );
         self.disk(place.group.drive()).journal.withdraw(address);
-        let removed = state.remove(key);
+        let why = Eviction::Damage;
+        let removed = state.remove(key, Removal { why, at: self.clock.now(), for_whom: None });
         self.metrics.damaged_blocks.inc();
         self.metrics.evicted(Eviction::Damage, count64(removed.len()));
         true

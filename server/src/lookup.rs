@@ -102,16 +102,9 @@ impl Node {
             return Err(RegisterError::TooMany { limit: REGISTRATIONS_MAX });
         }
         let id = state.namespaces.meet(digest);
-        state.namespaces.describe(id, &namespace.tenant, &namespace.model);
-        let registration = Registration {
-            namespace: id,
-            digest,
-            key: TenantKey::derive(&self.secret, &namespace.tenant),
-            shard,
-            block_tokens: usize::try_from(namespace.block_tokens).expect("32 bits fit"),
-            layout: layout.clone(),
-            session,
-        };
+        state.namespaces.describe(id, namespace);
+        let key = TenantKey::derive(&self.secret, &namespace.tenant);
+        let registration = Registration::new((id, digest), namespace, key, shard, session)?;
         let id = state.registrations.add(fastrand::u64(1..), registration);
         Ok(Registered { id, layout, digest })
     }
@@ -193,7 +186,7 @@ impl Node {
 }
 
 /// The names of a prompt's full blocks.
-fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
+pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
     let Registration { key, digest, block_tokens, .. } = registration;
     match prompt {
         Prompt::Tokens { tokens, extra_keys } => {

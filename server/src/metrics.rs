@@ -3,6 +3,9 @@
 //! The core bumps plain atomics; names, help texts and buckets stand here. Every counter is there
 //! from the start, as 0. Gauges of drives are asked for at each scrape.
 
+use crate::fates::Eviction;
+use crate::load::Miss;
+use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -16,7 +19,7 @@ mod drives;
 mod labels;
 mod record;
 
-pub use labels::{CounterBy, Eviction, Label, Miss, Refusal, Source};
+pub use labels::{CounterBy, Label, Source};
 
 use drives::{AskDrives, DriveCollector};
 

@@ -8,7 +8,7 @@
 //! Segments that nobody holds go first. Where all are held, the oldest is emptied all the same: the
 //! leases on it keep their bytes, and it is used again when the last of them has ended.
 
-use crate::metrics::Eviction;
+use crate::fates::{Eviction, Removal};
 use crate::node::{Disk, Node};
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::state::State;
@@ -94,9 +94,11 @@ impl Node {
 
     /// Removes what is left in a segment, a few blocks at a time; how many went.
     fn empty(&self, group: Group) -> u64 {
-        let mut evicted = 0;
+        let (mut evicted, at) = (0, self.clock.now());
         loop {
             let mut state = self.state();
+            let for_whom = state.fates.saver(group.drive());
+            let removal = Removal { why: Eviction::Reclaim, at, for_whom };
             let some: Vec<_> = state.chain.group(group.number()).take(EMPTIED_AT_ONCE).collect();
             if some.is_empty() {
                 return evicted;
@@ -104,7 +106,8 @@ impl Node {
             for (key, place, _) in some {
                 // An ancestor may have taken it along already.
                 if state.chain.get(key) == Some(place) {
-                    evicted += u64::try_from(state.remove(key).len()).expect("usize fits");
+                    let gone = state.remove(key, removal).len();
+                    evicted += u64::try_from(gone).expect("usize fits");
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Blocks that go by an operator's word: one with all behind it, or all of a namespace.
 
 use crate::epochs::{Epochs, EpochsError, RaiseError};
-use crate::metrics::Eviction;
+use crate::fates::{Eviction, Removal};
 use crate::node::Node;
 use crate::place::BlockPlace;
 use refrain_index::chain::BlockKey;
@@ -34,9 +34,10 @@ impl Node {
     /// Removes blocks and all behind them, for good; how many went.
     pub(crate) fn evict(&self, keys: &[BlockKey], why: Eviction) -> u64 {
         let mut gone = 0;
+        let removal = Removal { why, at: self.clock.now(), for_whom: None };
         let mut state = self.state();
         for &key in keys {
-            for (_, place) in state.remove(key) {
+            for (_, place) in state.remove(key, removal) {
                 // So that no restart finds it again.
                 let address = state.segments.address(&place);
                 self.disk(place.group.drive()).journal.withdraw(address);

@@ -3,8 +3,8 @@
 //! Nothing of a save waits for room: what the drives cannot take soon is refused. A block that was
 //! written and whose parent did not make it is never found; its record goes with its segment.
 
+use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
-use crate::metrics::Refusal;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
@@ -12,7 +12,7 @@ use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::{KEY_SCHEME, SequenceHash};
 use refrain_store::arena::{Frame, Region};
-use refrain_store::drive::Refused;
+use refrain_store::drive::Refused as Unqueued;
 use refrain_store::engine::{Append, AppendError, NewRecord, Stored};
 use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
@@ -20,6 +20,18 @@ use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
 use tokio::sync::oneshot;
+
+/// Why a block was not saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The drives are behind.
+    Busy,
+    NoSpace,
+    ReadOnly,
+    Draining,
+    /// The block before it is not resident.
+    NoParent,
+}
 
 /// What a save may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +127,7 @@ impl Node {
             None
         };
         if let Some(refusal) = refusal {
-            self.metrics.refused(refusal, u64::from(end - start));
+            self.refuse(state, &registration, &hashes[index(start)..index(end)], refusal);
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: Some(refusal) });
         }
         let block_bytes = registration.layout.stored_length();
@@ -124,7 +136,8 @@ impl Node {
         let taken = wanted.min(u32::try_from(room).unwrap_or(u32::MAX));
         let refusal = (taken < wanted).then_some(Refusal::Busy);
         if taken < wanted {
-            self.metrics.refused(Refusal::Busy, u64::from(wanted - taken));
+            let refused = &hashes[index(start + taken)..index(end)];
+            self.refuse(state, &registration, refused, Refusal::Busy);
         }
         let blocks: Vec<u32> = (start..start + taken).collect();
         if blocks.is_empty() {
@@ -139,6 +152,22 @@ impl Node {
         };
         let reservation = state.leases.reserve(reservation);
         Ok(Reserved { reservation, blocks, refusal })
+    }
+
+    /// Counts blocks that are not saved, and remembers them for whoever asks why they miss.
+    fn refuse(
+        &self,
+        state: &mut State,
+        registration: &Registration,
+        hashes: &[SequenceHash],
+        why: Refusal,
+    ) {
+        self.metrics.refused(why, u64::from(count(hashes.len())));
+        let refused = Refused { why, at: self.clock.now() };
+        for &sequence in hashes {
+            let key = BlockKey { sequence, shard: registration.shard };
+            state.fates.refused(key, refused);
+        }
     }
 
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
@@ -238,9 +267,9 @@ impl Node {
     /// Writes a batch and lets it into the index.
     pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
         let Batch { registration, hashes, blocks, epoch, begin } = batch;
-        let asked = count(blocks.len());
+        let asked: Vec<_> = blocks.iter().map(|(block, ..)| hashes[index(*block)]).collect();
         let Some(drive) = self.choose_drive() else {
-            self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
+            self.refuse(&mut self.state(), &registration, &asked, Refusal::ReadOnly);
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
@@ -265,7 +294,7 @@ impl Node {
             let append = Append { header, layout, payload, keep, reply };
             match self.disk(drive).drive.append(append) {
                 Ok(()) => written.push((block, written_at)),
-                Err(Refused::Busy) => refusal = Some(Refusal::Busy),
+                Err(Unqueued::Busy) => refusal = Some(Refusal::Busy),
                 Err(_) => refusal = Some(Refusal::Draining),
             }
             if refusal.is_some() {
@@ -283,7 +312,8 @@ impl Node {
         let saved = &stored[..index(committed.saved)];
         let durable = durable && self.is_promised(drive, saved).await;
         if let Some(refusal) = committed.refusal {
-            self.metrics.refused(refusal, u64::from(asked - committed.saved));
+            let refused = &asked[index(committed.saved)..];
+            self.refuse(&mut self.state(), &registration, refused, refusal);
         }
         let bytes = u64::from(committed.saved) * registration.layout.payload_length;
         self.metrics.saved(u64::from(committed.saved), bytes, begin.elapsed());

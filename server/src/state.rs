@@ -6,6 +6,7 @@
 
 use crate::epochs::Epochs;
 use crate::events::{Events, Kind};
+use crate::fates::{Fates, Removal};
 use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
@@ -33,6 +34,7 @@ pub(crate) struct State {
     pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
     pub(crate) events: Events,
     pub(crate) epochs: Epochs,
+    pub(crate) fates: Fates,
     pub(crate) draining: bool,
 }
 
@@ -70,6 +72,7 @@ impl State {
             return Entered::Lost;
         }
         self.namespaces.enter(&place);
+        self.fates.saved(place.group.drive(), place.namespace);
         self.events.publish(Kind::Stored, &[(key, place.namespace)]);
         Entered::New
     }
@@ -104,14 +107,19 @@ impl State {
     }
 
     /// Removes a block and all behind it, which nobody could reach any more.
-    pub(crate) fn remove(&mut self, key: BlockKey) -> Vec<(BlockKey, BlockPlace)> {
-        let removed = self.chain.remove(key);
+    pub(crate) fn remove(
+        &mut self,
+        top: BlockKey,
+        removal: Removal,
+    ) -> Vec<(BlockKey, BlockPlace)> {
+        let removed = self.chain.remove(top);
         let mut gone: Vec<(BlockKey, NamespaceId)> = Vec::with_capacity(removed.len());
-        for (key, place) in &removed {
-            self.segments.leave(place);
-            self.namespaces.leave(place);
-            self.host.remove(*key);
-            gone.push((*key, place.namespace));
+        for &(key, place) in &removed {
+            self.segments.leave(&place);
+            self.namespaces.leave(&place);
+            self.host.remove(key);
+            self.fates.went(key, removal, key != top);
+            gone.push((key, place.namespace));
         }
         self.events.publish(Kind::Removed, &gone);
         removed

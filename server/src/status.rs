@@ -7,6 +7,7 @@
 use crate::epochs::RaiseError;
 use crate::load::LoadRefusal;
 use crate::lookup::RegisterError;
+use crate::naming::NameError;
 use crate::removal::InvalidateError;
 use crate::save::SaveError;
 use crate::wire::WireError;
@@ -50,6 +51,13 @@ pub(crate) fn of_save(error: SaveError) -> Status {
         | SaveError::Place { .. }
         | SaveError::NoSession
         | SaveError::Written { .. } => Status::invalid_argument(message),
+    }
+}
+
+pub(crate) fn of_name(error: NameError) -> Status {
+    match error {
+        NameError::Unknown => Status::not_found(error.to_string()),
+        NameError::Undescribed => Status::failed_precondition(error.to_string()),
     }
 }
 

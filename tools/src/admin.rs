@@ -75,6 +75,16 @@ impl Admin {
         answer("inspect", runtime.block_on(call))
     }
 
+    pub fn explain(
+        &mut self,
+        subject: v1::explain_request::Subject,
+    ) -> Result<v1::ExplainResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::ExplainRequest { subject: Some(subject) };
+        let call = async { within(LONG_PATIENCE, client.explain(request)).await };
+        answer("explain", runtime.block_on(call))
+    }
+
     /// Has every block read and checked; calls `each` for what is found on the way.
     pub fn verify(
         &mut self,

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod commands;
 pub mod hex;
 pub mod namespace;
+pub mod prompt;
 pub mod rows;
 pub mod sidecar;
 pub mod stopped;

@@ -12,6 +12,7 @@ mod damage;
 mod drain;
 mod epochs;
 mod events;
+mod explain;
 mod fixture;
 mod leases;
 mod reclaim;

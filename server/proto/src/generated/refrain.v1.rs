@@ -647,6 +647,110 @@ pub struct InspectResponse {
     #[prost(message, repeated, tag = "3")]
     pub blocks: ::prost::alloc::vec::Vec<BlockInfo>,
 }
+/// A prompt of a namespace that a worker has registered since the start.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromptName {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub extra_keys: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(oneof = "prompt_name::Prompt", tags = "3, 4")]
+    pub prompt: ::core::option::Option<prompt_name::Prompt>,
+}
+/// Nested message and enum types in `PromptName`.
+pub mod prompt_name {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prompt {
+        /// Token ids as little-endian u32, back to back.
+        #[prost(bytes, tag = "3")]
+        Tokens(::prost::bytes::Bytes),
+        #[prost(message, tag = "4")]
+        Engine(super::EngineHashes),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainRequest {
+    #[prost(oneof = "explain_request::Subject", tags = "1, 2")]
+    pub subject: ::core::option::Option<explain_request::Subject>,
+}
+/// Nested message and enum types in `ExplainRequest`.
+pub mod explain_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Subject {
+        #[prost(message, tag = "1")]
+        Prompt(super::PromptName),
+        /// Blocks in the order of their prompt; the namespace is not asked for.
+        #[prost(message, tag = "2")]
+        Blocks(super::BlockNames),
+    }
+}
+/// Blocks one behind the other of which the same is known.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FateRun {
+    #[prost(uint32, tag = "1")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "2")]
+    pub blocks: u32,
+    /// Of the first block.
+    #[prost(bytes = "vec", tag = "3")]
+    pub sequence_hash: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "Fate", tag = "4")]
+    pub fate: i32,
+    #[prost(enumeration = "Refusal", tag = "5")]
+    pub refusal: i32,
+    /// Since it went or was refused.
+    #[prost(uint64, tag = "6")]
+    pub ago_ms: u64,
+    /// It went as a block before it did.
+    #[prost(bool, tag = "7")]
+    pub behind: bool,
+    #[prost(bytes = "vec", tag = "8")]
+    pub for_namespace: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FieldDifference {
+    #[prost(string, tag = "1")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub here: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub there: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OtherNamespace {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    /// Blocks of its own that it has of this prompt.
+    #[prost(uint32, tag = "2")]
+    pub matched_blocks: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub differences: ::prost::alloc::vec::Vec<FieldDifference>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainResponse {
+    #[prost(uint32, tag = "1")]
+    pub prompt_blocks: u32,
+    #[prost(uint32, tag = "2")]
+    pub matched_blocks: u32,
+    /// Tokens behind the last full block: no cache keeps them.
+    #[prost(uint32, tag = "3")]
+    pub tail_tokens: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub runs: ::prost::alloc::vec::Vec<FateRun>,
+    /// The one that shares tenant or model and has most of the prompt, more than is here.
+    #[prost(message, optional, tag = "5")]
+    pub other_namespace: ::core::option::Option<OtherNamespace>,
+    /// All removals of this last time are remembered, and all refusals of that one.
+    #[prost(uint64, tag = "6")]
+    pub removals_known_ms: u64,
+    #[prost(uint64, tag = "7")]
+    pub refusals_known_ms: u64,
+    /// Neither goes back beyond the start.
+    #[prost(uint64, tag = "8")]
+    pub uptime_ms: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyRequest {
     /// 0 takes no bound.
@@ -882,6 +986,69 @@ impl Refusal {
             "REFUSAL_READ_ONLY" => Some(Self::ReadOnly),
             "REFUSAL_DRAINING" => Some(Self::Draining),
             "REFUSAL_NO_PARENT" => Some(Self::NoParent),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Fate {
+    Unspecified = 0,
+    /// A hit, in the host tier and on SSD.
+    Host = 1,
+    /// A hit.
+    Ssd = 2,
+    /// Resident, but not behind the block before it.
+    Elsewhere = 3,
+    /// Never stored, or removed longer ago than is remembered.
+    Unknown = 4,
+    /// It was to be saved, and was not; `refusal` says why.
+    Refused = 5,
+    /// Its segment was used again, for saves of `for_namespace` as far as that is known.
+    Reclaimed = 6,
+    /// An operator had it removed.
+    Evicted = 7,
+    /// Its namespace was dropped, or put into a later epoch.
+    Dropped = 8,
+    /// It did not pass a check.
+    Damaged = 9,
+    /// Not known here; it would be a hit in `other_namespace`.
+    OtherNamespace = 10,
+}
+impl Fate {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FATE_UNSPECIFIED",
+            Self::Host => "FATE_HOST",
+            Self::Ssd => "FATE_SSD",
+            Self::Elsewhere => "FATE_ELSEWHERE",
+            Self::Unknown => "FATE_UNKNOWN",
+            Self::Refused => "FATE_REFUSED",
+            Self::Reclaimed => "FATE_RECLAIMED",
+            Self::Evicted => "FATE_EVICTED",
+            Self::Dropped => "FATE_DROPPED",
+            Self::Damaged => "FATE_DAMAGED",
+            Self::OtherNamespace => "FATE_OTHER_NAMESPACE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "FATE_HOST" => Some(Self::Host),
+            "FATE_SSD" => Some(Self::Ssd),
+            "FATE_ELSEWHERE" => Some(Self::Elsewhere),
+            "FATE_UNKNOWN" => Some(Self::Unknown),
+            "FATE_REFUSED" => Some(Self::Refused),
+            "FATE_RECLAIMED" => Some(Self::Reclaimed),
+            "FATE_EVICTED" => Some(Self::Evicted),
+            "FATE_DROPPED" => Some(Self::Dropped),
+            "FATE_DAMAGED" => Some(Self::Damaged),
+            "FATE_OTHER_NAMESPACE" => Some(Self::OtherNamespace),
             _ => None,
         }
     }
@@ -1972,6 +2139,28 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Inspect"));
             self.inner.unary(req, path, codec).await
         }
+        /// Why each block of a prompt hits or misses. Touches nothing.
+        pub async fn explain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Explain");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Explain"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Reads and checks every block; what is damaged is withdrawn. Progress is streamed.
         pub async fn verify(
             &mut self,
@@ -2111,6 +2300,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::InspectRequest>,
         ) -> std::result::Result<tonic::Response<super::InspectResponse>, tonic::Status>;
+        /// Why each block of a prompt hits or misses. Touches nothing.
+        async fn explain(
+            &self,
+            request: tonic::Request<super::ExplainRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
         /// Server streaming response type for the Verify method.
         type VerifyStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::VerifyProgress, tonic::Status>,
@@ -2339,6 +2533,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = InspectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Explain" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ExplainRequest>
+                    for ExplainSvc<T> {
+                        type Response = super::ExplainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::explain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -232,7 +232,7 @@ impl Worker {
                 | Refusal::ReadOnly
                 | Refusal::NoParent) => {
                     outcome.refused = blocks - saved.min(blocks);
-                    outcome.refusal = Some(name(refusal));
+                    outcome.refusal = Some(crate::commands::refusal(refusal));
                     break End::Counted;
                 }
             }
@@ -295,17 +295,5 @@ fn miss(reason: MissReason) -> Option<&'static str> {
         MissReason::Drive => Some("drive"),
         MissReason::Lease => Some("lease"),
         MissReason::Unspecified => Some("sidecar_lost"),
-    }
-}
-
-fn name(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::None => "none",
-        Refusal::Busy => "busy",
-        Refusal::NoSpace => "no_space",
-        Refusal::ReadOnly => "read_only",
-        Refusal::Draining => "draining",
-        Refusal::NoParent => "no_parent",
-        Refusal::Unspecified => "sidecar_lost",
     }
 }
