@@ -1,26 +1,29 @@
 //! The `Admin` service: what operators ask a node.
 
+use crate::clock::unix_ms;
 use crate::fates::Eviction;
 use crate::inspect::BlockView;
 use crate::lookup::Prompt;
 use crate::metrics::Source;
 use crate::namespaces::Registration;
 use crate::node::Node;
+use crate::pins::{Pinned, Until};
 use crate::place::{DriveId, Group};
-use crate::removal::{InvalidateError, Invalidated};
+use crate::removal::Invalidated;
 use crate::{status, wire};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::{Namespace, NamespaceDigest};
 use refrain_proto::v1::{
     self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
-    prompt_name,
+    pin_request, prompt_name, unpin_request,
 };
 use refrain_store::engine::SegmentState;
 use refrain_store::geometry::SegmentId;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -76,6 +79,10 @@ impl admin_server::Admin for AdminService {
                 let all = segments(&node).into_iter().take(limit).collect();
                 tokio::spawn(send_all(send, all, list_entry::Entry::Segment));
             }
+            What::Pins => {
+                let all = pins(&node).into_iter().take(limit).collect();
+                tokio::spawn(send_all(send, all, list_entry::Entry::Pin));
+            }
             What::Unspecified => {
                 return Err(Status::invalid_argument("field `what` is missing"));
             }
@@ -104,22 +111,19 @@ impl admin_server::Admin for AdminService {
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Answered<v1::ExplainResponse> {
-        let node = Arc::clone(&self.node);
         let subject = request.into_inner().subject;
-        // Hashing a long prompt for several namespaces takes a while.
-        let explaining = tokio::task::spawn_blocking(move || match subject {
+        let explaining = self.blocking(move |node| match subject {
             Some(explain_request::Subject::Prompt(name)) => {
-                prompt(&node, &name, |registration, prompt| node.explain(registration, prompt))
-                    .map(|explained| explained::answer(&node, explained))
+                prompt(node, &name, |asked, prompt| node.explain(asked, prompt))
+                    .map(|explained| explained::answer(node, explained))
             }
             Some(explain_request::Subject::Blocks(names)) => {
                 let hashes = explained::hashes(&names)?;
-                Ok(explained::answer(&node, node.explain_blocks(names.shard, &hashes)))
+                Ok(explained::answer(node, node.explain_blocks(names.shard, &hashes)))
             }
             None => Err(Status::invalid_argument("field `subject` is missing")),
         });
-        let answer = explaining.await.map_err(|_| Status::internal("call broken off"))?;
-        Ok(Response::new(answer?))
+        Ok(Response::new(explaining.await?))
     }
 
     async fn verify(&self, request: Request<v1::VerifyRequest>) -> Answered<Self::VerifyStream> {
@@ -130,10 +134,46 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(Box::pin(ReceiverStream::new(progress).map(Ok))))
     }
 
+    async fn pin(&self, request: Request<v1::PinRequest>) -> Answered<v1::PinResponse> {
+        let v1::PinRequest { prefix, ttl_ms } = request.into_inner();
+        let time = (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms));
+        let pinning = self.blocking(move |node| {
+            let top = match prefix {
+                Some(pin_request::Prefix::Block(name)) => key(&name)?,
+                Some(pin_request::Prefix::Prompt(name)) => {
+                    let end = prompt(node, &name, |asked, prompt| node.resident_end(asked, prompt));
+                    end?.map_err(|error| status::of_pin(&error.into()))?
+                }
+                None => return Err(Status::invalid_argument("field `prefix` is missing")),
+            };
+            let pinned = node.pin(top, time).map_err(|error| status::of_pin(&error))?;
+            Ok((top, pinned))
+        });
+        let (top, Pinned { blocks, bytes }) = pinning.await?;
+        Ok(Response::new(v1::PinResponse { block: Some(name(top)), blocks, bytes }))
+    }
+
+    async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Answered<v1::UnpinResponse> {
+        let prefix = request.into_inner().prefix;
+        let unpinning = self.blocking(move |node| {
+            let tops = match prefix {
+                Some(unpin_request::Prefix::Block(name)) => vec![key(&name)?],
+                Some(unpin_request::Prefix::Prompt(name)) => {
+                    prompt(node, &name, |asked, prompt| {
+                        let hashes = asked.names(prompt).into_iter();
+                        hashes.map(|sequence| BlockKey { sequence, shard: asked.shard }).collect()
+                    })?
+                }
+                None => return Err(Status::invalid_argument("field `prefix` is missing")),
+            };
+            node.unpin(&tops).map_err(|error| status::of_pin(&error))
+        });
+        Ok(Response::new(v1::UnpinResponse { pins: unpinning.await? }))
+    }
+
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answered<v1::EvictResponse> {
         let v1::EvictRequest { sequence_hash, shard } = request.into_inner();
-        let hash = wire::array("sequence_hash", &sequence_hash).map_err(status::of_wire)?;
-        let key = BlockKey { sequence: SequenceHash(hash), shard };
+        let key = key(&v1::BlockName { sequence_hash, shard })?;
         let blocks = self.node.evict(&[key], Eviction::Evict);
         self.node.removed_for_good().await;
         Ok(Response::new(v1::EvictResponse { blocks }))
@@ -144,8 +184,10 @@ impl admin_server::Admin for AdminService {
         request: Request<v1::DropNamespaceRequest>,
     ) -> Answered<v1::EvictResponse> {
         let digest = digest(&request.into_inner().namespace_digest)?;
-        let invalidated = self.invalidate(move |node| node.drop_namespace(digest)).await?;
-        Ok(Response::new(v1::EvictResponse { blocks: invalidated.blocks }))
+        let dropping = self.blocking(move |node| {
+            node.drop_namespace(digest).map_err(|error| status::of_invalidate(&error))
+        });
+        Ok(Response::new(v1::EvictResponse { blocks: dropping.await?.blocks }))
     }
 
     async fn set_epoch(
@@ -154,8 +196,10 @@ impl admin_server::Admin for AdminService {
     ) -> Answered<v1::SetEpochResponse> {
         let v1::SetEpochRequest { namespace_digest, epoch } = request.into_inner();
         let digest = digest(&namespace_digest)?;
-        let Invalidated { epoch, blocks } =
-            self.invalidate(move |node| node.set_epoch(digest, epoch)).await?;
+        let setting = self.blocking(move |node| {
+            node.set_epoch(digest, epoch).map_err(|error| status::of_invalidate(&error))
+        });
+        let Invalidated { epoch, blocks } = setting.await?;
         Ok(Response::new(v1::SetEpochResponse { epoch, blocks }))
     }
 
@@ -167,15 +211,14 @@ impl admin_server::Admin for AdminService {
 }
 
 impl AdminService {
-    /// On a thread that may block: epochs are synced.
-    async fn invalidate(
+    /// Does what takes a while, or syncs, on a thread that may block.
+    async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Node) -> Result<Invalidated, InvalidateError> + Send + 'static,
-    ) -> Result<Invalidated, Status> {
+        work: impl FnOnce(&Node) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
         let node = Arc::clone(&self.node);
         let working = tokio::task::spawn_blocking(move || work(&node)).await;
-        let outcome = working.map_err(|_| Status::internal("call broken off"))?;
-        outcome.map_err(|error| status::of_invalidate(&error))
+        working.map_err(|_| Status::internal("call broken off"))?
     }
 
     fn inspect_segment(&self, name: v1::SegmentName) -> Answered<v1::InspectResponse> {
@@ -209,6 +252,15 @@ fn prompt<T>(
         }
         None => Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
     }
+}
+
+fn key(name: &v1::BlockName) -> Result<BlockKey, Status> {
+    let hash = wire::array("sequence_hash", &name.sequence_hash).map_err(status::of_wire)?;
+    Ok(BlockKey { sequence: SequenceHash(hash), shard: name.shard })
+}
+
+fn name(key: BlockKey) -> v1::BlockName {
+    v1::BlockName { sequence_hash: key.sequence.0.to_vec(), shard: key.shard }
 }
 
 fn digest(bytes: &[u8]) -> Result<NamespaceDigest, Status> {
@@ -251,6 +303,24 @@ fn info(known: &crate::namespaces::Known, epoch: u64) -> v1::NamespaceInfo {
     }
 }
 
+fn pins(node: &Node) -> Vec<v1::PinInfo> {
+    let now = unix_ms();
+    let mut state = node.state();
+    state.expire_pins(now);
+    let info = |(top, until): (BlockKey, Until)| {
+        let Pinned { blocks, bytes } = state.pinned_by(top);
+        let namespace = state.chain.get(top).map(|place| state.namespaces.get(place.namespace));
+        v1::PinInfo {
+            block: Some(name(top)),
+            namespace_digest: namespace.map(|known| known.digest.0.to_vec()).unwrap_or_default(),
+            blocks,
+            bytes,
+            left_ms: until.map_or(0, |until| until.saturating_sub(now)),
+        }
+    };
+    state.pins.all().map(info).collect()
+}
+
 fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
     let mut all = Vec::new();
     for (drive, disk) in (0..=u8::MAX).zip(&node.disks) {
@@ -282,7 +352,8 @@ fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
 fn stats(node: &Node) -> v1::StatsResponse {
     let drives: Vec<_> = (0..=u8::MAX).map(DriveId).zip(&node.disks).collect();
     let count = |size: usize| u64::try_from(size).expect("usize fits");
-    let state = node.state();
+    let mut state = node.state();
+    state.expire_pins(unix_ms());
     let drives = drives.into_iter().map(|(id, disk)| {
         let stats = disk.drive.stats();
         v1::DriveStats {
@@ -294,6 +365,7 @@ fn stats(node: &Node) -> v1::StatsResponse {
             segments: stats.segments,
             segments_free: u32::try_from(stats.segments_free).unwrap_or(u32::MAX),
             live_bytes: state.segments.live_bytes(id),
+            pinned_bytes: state.segments.pinned_bytes(id),
             read_bytes: stats.read_bytes,
             written_bytes: stats.written_bytes,
             moved_bytes: disk.moved_bytes.load(Ordering::Relaxed),
@@ -329,5 +401,6 @@ fn stats(node: &Node) -> v1::StatsResponse {
         restart_us: u64::try_from(node.restart.elapsed.as_micros()).unwrap_or(u64::MAX),
         restart_source: if node.restart.from_catalog { "catalog" } else { "disk" }.into(),
         drives: drives.collect(),
+        pins: count(state.pins.len()),
     }
 }

@@ -1,6 +1,6 @@
 //! The node's clock for what is older than what: tenths of a second since it started.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
@@ -26,4 +26,10 @@ impl Clock {
     pub(crate) fn since(self, tick: u32) -> Duration {
         TICK * self.now().saturating_sub(tick)
     }
+}
+
+/// What outlives a start is timed by the machine's clock: milliseconds of the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

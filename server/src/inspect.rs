@@ -9,6 +9,7 @@ use refrain_proto::v1;
 use refrain_store::check::{self, ReadError};
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::HEADER_SIZE;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -25,6 +26,7 @@ pub(crate) struct BlockView {
     generation: u64,
     namespace: NamespaceDigest,
     in_host: bool,
+    pinned: bool,
     idle_seconds: u64,
 }
 
@@ -40,6 +42,7 @@ impl BlockView {
             offset: self.place.offset(),
             stored_bytes: self.place.stored_length(),
             in_host: self.in_host,
+            pinned: self.pinned,
             idle_seconds: self.idle_seconds,
         }
     }
@@ -53,6 +56,7 @@ impl Node {
             generation: state.segments.address(&place).generation.0,
             namespace: state.namespaces.get(place.namespace).digest,
             in_host: state.host.contains(key),
+            pinned: state.pins.is_pinned(key),
             idle_seconds: self.clock.since(touched).as_secs(),
         }
     }
@@ -127,7 +131,11 @@ impl Node {
     }
 
     /// Reads and checks every block; damaged ones are withdrawn. Reports until nobody listens.
-    pub(crate) async fn verify(&self, rate: u64, send: &mpsc::Sender<v1::VerifyProgress>) {
+    pub(crate) async fn verify(
+        self: &Arc<Self>,
+        rate: u64,
+        send: &mpsc::Sender<v1::VerifyProgress>,
+    ) {
         let keys = self.keys(usize::MAX);
         let total = u64::try_from(keys.len()).expect("usize fits");
         let mut progress = v1::VerifyProgress { total_blocks: total, ..Default::default() };

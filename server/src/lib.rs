@@ -23,6 +23,8 @@ mod metrics_http;
 mod namespaces;
 mod naming;
 pub mod node;
+mod pinning;
+mod pins;
 mod place;
 mod private_file;
 mod reclaim;

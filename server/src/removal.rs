@@ -6,7 +6,7 @@ use crate::node::Node;
 use crate::place::BlockPlace;
 use refrain_index::chain::BlockKey;
 use refrain_index::namespace::NamespaceDigest;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use thiserror::Error;
 
 /// Blocks removed under one lock.
@@ -49,8 +49,11 @@ impl Node {
         gone
     }
 
-    /// Returns once no restart, not even after a kill, finds again what was removed.
-    pub(crate) async fn removed_for_good(&self) {
+    /// Returns once no restart, not even after a kill, finds again what was removed, or a pin on it.
+    pub(crate) async fn removed_for_good(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        // It syncs; and it does not panic.
+        let _ = tokio::task::spawn_blocking(move || node.keep_changed_pins()).await;
         for disk in &self.disks {
             disk.journal.caught_up().await;
         }
@@ -102,6 +105,7 @@ impl Node {
         drop(state);
         let chunks = keys.chunks(DROPPED_AT_ONCE);
         let blocks = chunks.map(|some| self.evict(some, Eviction::Drop)).sum();
+        self.keep_changed_pins();
         Ok(Invalidated { epoch, blocks })
     }
 }

@@ -174,7 +174,12 @@ impl Node {
     fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
         let queued: u64 = self.disks.iter().map(|disk| disk.drive.stats().queued_write_bytes).sum();
         let taken = queued + state.leases.reserved_bytes();
-        let room = self.config.save_queue.saturating_sub(taken);
+        let beside_pins = self.numbered_disks().map(|(id, _)| self.room_beside_pins(state, id));
+        let beside_pins = beside_pins.fold(0, u64::saturating_add);
+        let room = self.config.save_queue.min(beside_pins).saturating_sub(taken);
+        if beside_pins < block_bytes {
+            return 0;
+        }
         if taken == 0 { room.max(block_bytes) } else { room }
     }
 
@@ -374,16 +379,17 @@ impl Node {
 
     /// The writable drive with the shortest queue for its speed; of equals, the emptiest.
     fn choose_drive(&self) -> Option<DriveId> {
-        let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
-        let writable = drives.filter_map(|(id, disk)| {
+        let state = self.state();
+        let writable = self.numbered_disks().filter_map(|(id, disk)| {
             let stats = disk.drive.stats();
             let rate = stats.write_bytes_per_second.max(1 << 20);
             let wait_ms = stats.queued_write_bytes.saturating_mul(1000) / rate;
             let used = u64::from(stats.segments) - stats.segments_free;
             let used_share = used * 1000 / u64::from(stats.segments.max(1));
-            stats.writable.then_some((wait_ms, used_share, id))
+            let is_short = self.room_beside_pins(&state, id) == 0;
+            stats.writable.then_some((is_short, wait_ms, used_share, id))
         });
-        writable.min().map(|(_, _, id)| id)
+        writable.min().map(|(.., id)| id)
     }
 }
 

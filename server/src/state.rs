@@ -11,6 +11,7 @@ use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
 use crate::namespaces::{Namespaces, Registrations, SessionId};
+use crate::pins::Pins;
 use crate::place::{BlockPlace, NamespaceId};
 use crate::segments::Segments;
 use refrain_index::chain::{BlockKey, Chain, InsertError};
@@ -35,6 +36,9 @@ pub(crate) struct State {
     pub(crate) events: Events,
     pub(crate) epochs: Epochs,
     pub(crate) fates: Fates,
+    pub(crate) pins: Pins,
+    /// Writes of the pins, by this process and those before it.
+    pub(crate) pins_kept: u64,
     pub(crate) draining: bool,
 }
 
@@ -102,6 +106,10 @@ impl State {
             return false;
         }
         self.segments.leave(&from);
+        if self.pins.is_pinned(key) {
+            self.segments.unpin(&from);
+            self.segments.pin(&to);
+        }
         self.chain.replace(key, to);
         true
     }
@@ -112,10 +120,12 @@ impl State {
         top: BlockKey,
         removal: Removal,
     ) -> Vec<(BlockKey, BlockPlace)> {
+        self.let_pins_go(top);
         let removed = self.chain.remove(top);
         let mut gone: Vec<(BlockKey, NamespaceId)> = Vec::with_capacity(removed.len());
         for &(key, place) in &removed {
             self.segments.leave(&place);
+            self.forget_pins(key, &place);
             self.namespaces.leave(&place);
             self.host.remove(key);
             self.fates.went(key, removal, key != top);

@@ -8,6 +8,8 @@ use crate::epochs::RaiseError;
 use crate::load::LoadRefusal;
 use crate::lookup::RegisterError;
 use crate::naming::NameError;
+use crate::pinning::PinningError;
+use crate::pins::PinError;
 use crate::removal::InvalidateError;
 use crate::save::SaveError;
 use crate::wire::WireError;
@@ -61,16 +63,31 @@ pub(crate) fn of_name(error: NameError) -> Status {
     }
 }
 
+pub(crate) fn of_pin(error: &PinningError) -> Status {
+    match error {
+        PinningError::Pin(PinError::Absent) => Status::not_found(error.to_string()),
+        PinningError::Pin(PinError::TooMany { .. } | PinError::Share { .. }) => {
+            Status::resource_exhausted(error.to_string())
+        }
+        PinningError::Pin(PinError::Small { .. }) => Status::failed_precondition(error.to_string()),
+        PinningError::Pin(PinError::Leaving) => Status::unavailable(error.to_string()),
+        PinningError::Keep(_) => with_source(error),
+    }
+}
+
+/// What an operator must see to, with what the system said.
+fn with_source(error: &dyn std::error::Error) -> Status {
+    let why = error.source().map(ToString::to_string);
+    Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
+}
+
 pub(crate) fn of_invalidate(error: &InvalidateError) -> Status {
     match error {
         InvalidateError::Raise(RaiseError::Lower { .. }) => {
             Status::invalid_argument(error.to_string())
         }
         InvalidateError::Raise(RaiseError::Last) => Status::failed_precondition(error.to_string()),
-        InvalidateError::Keep(_) => {
-            let why = std::error::Error::source(error).map(ToString::to_string);
-            Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
-        }
+        InvalidateError::Keep(_) => with_source(error),
     }
 }
 

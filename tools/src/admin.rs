@@ -1,5 +1,6 @@
 //! Calls to a running sidecar, one at a time, each with a deadline.
 
+use crate::prefix::Prefix;
 use anyhow::{Result, anyhow};
 use refrain_client::Address;
 use refrain_client::v1;
@@ -100,6 +101,30 @@ impl Admin {
             each(progress);
         }
         Ok(())
+    }
+
+    /// Without a time it never ends by itself.
+    pub fn pin(&mut self, prefix: Prefix, time: Option<Duration>) -> Result<v1::PinResponse> {
+        let Self { runtime, client } = self;
+        let prefix = Some(match prefix {
+            Prefix::Block(block) => v1::pin_request::Prefix::Block(block),
+            Prefix::Prompt(prompt) => v1::pin_request::Prefix::Prompt(prompt),
+        });
+        let ttl = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
+        let request = v1::PinRequest { prefix, ttl_ms: ttl };
+        let call = async { within(PATIENCE, client.pin(request)).await };
+        answer("pin a prefix", runtime.block_on(call))
+    }
+
+    /// How many pins ended.
+    pub fn unpin(&mut self, prefix: Prefix) -> Result<u64> {
+        let Self { runtime, client } = self;
+        let prefix = Some(match prefix {
+            Prefix::Block(block) => v1::unpin_request::Prefix::Block(block),
+            Prefix::Prompt(prompt) => v1::unpin_request::Prefix::Prompt(prompt),
+        });
+        let call = async { within(PATIENCE, client.unpin(v1::UnpinRequest { prefix })).await };
+        Ok(answer("unpin a prefix", runtime.block_on(call))?.pins)
     }
 
     /// How many blocks went: this one, and all behind it.

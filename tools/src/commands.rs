@@ -8,11 +8,13 @@ pub mod evict;
 pub mod explain;
 pub mod inspect;
 pub mod ls;
+pub mod pin;
 pub mod replay;
 pub mod serve;
 pub mod set_epoch;
 pub mod stat;
 pub mod tied;
+pub mod unpin;
 pub mod verify;
 
 use refrain_client::v1::Refusal;

@@ -21,6 +21,9 @@ pub struct Block {
     /// Of a running sidecar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_host: Option<bool>,
+    /// Of a running sidecar: whether reclaim keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<bool>,
     /// Of a running sidecar: seconds since it was last matched or saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u64>,
@@ -38,6 +41,7 @@ impl Block {
             offset: entry.offset,
             stored_bytes: stored_length(entry.payload_length),
             in_host: None,
+            pinned: None,
             idle_seconds: None,
         }
     }
@@ -55,6 +59,7 @@ impl From<v1::BlockInfo> for Block {
             offset: block.offset,
             stored_bytes: block.stored_bytes,
             in_host: Some(block.in_host),
+            pinned: Some(block.pinned),
             idle_seconds: Some(block.idle_seconds),
         }
     }
@@ -104,6 +109,34 @@ impl From<v1::SegmentInfo> for Segment {
     }
 }
 
+/// One prefix that reclaim keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pin {
+    /// Of its last block.
+    pub sequence_hash: String,
+    pub shard: u32,
+    pub namespace: String,
+    pub blocks: u64,
+    pub bytes: u64,
+    /// Until it ends; absent where it never does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
+}
+
+impl From<v1::PinInfo> for Pin {
+    fn from(pin: v1::PinInfo) -> Self {
+        let block = pin.block.unwrap_or_default();
+        Self {
+            sequence_hash: hex(&block.sequence_hash),
+            shard: block.shard,
+            namespace: hex(&pin.namespace_digest),
+            blocks: pin.blocks,
+            bytes: pin.bytes,
+            left_ms: (pin.left_ms > 0).then_some(pin.left_ms),
+        }
+    }
+}
+
 /// One row of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -111,6 +144,7 @@ pub enum Row {
     Block(Block),
     Namespace(Namespace),
     Segment(Segment),
+    Pin(Pin),
 }
 
 impl From<v1::list_entry::Entry> for Row {
@@ -119,6 +153,7 @@ impl From<v1::list_entry::Entry> for Row {
             v1::list_entry::Entry::Block(block) => Self::Block(block.into()),
             v1::list_entry::Entry::Namespace(namespace) => Self::Namespace(namespace.into()),
             v1::list_entry::Entry::Segment(segment) => Self::Segment(segment.into()),
+            v1::list_entry::Entry::Pin(pin) => Self::Pin(pin.into()),
         }
     }
 }
@@ -127,6 +162,7 @@ impl From<v1::list_entry::Entry> for Row {
 pub const BLOCKS: &str =
     "block              shard  namespace     place            generation  offset        size  seen";
 pub const NAMESPACES: &str = "namespace           blocks        size  epoch  tenant, model";
+pub const PINS: &str = "last block         shard  namespace       blocks        size  ends";
 pub const SEGMENTS: &str = "segment     state   generation   blocks        live         end";
 
 impl Row {
@@ -136,6 +172,7 @@ impl Row {
             Self::Block(block) => block.line(),
             Self::Namespace(namespace) => namespace.line(),
             Self::Segment(segment) => segment.line(),
+            Self::Pin(pin) => pin.line(),
         }
     }
 }
@@ -149,10 +186,11 @@ impl Block {
             (_, Some(idle)) => format!("{idle} s ago"),
             (_, None) => "-".to_owned(),
         };
+        let pinned = if self.pinned == Some(true) { ", pinned" } else { "" };
         let size = size(self.stored_bytes);
         format!(
             "{sequence_hash:.16}   {shard:>5}  {namespace:.12}  {place:<15}  {generation:>10}  \
-             {offset:>10}  {size:>10}  {seen}"
+             {offset:>10}  {size:>10}  {seen}{pinned}"
         )
     }
 }
@@ -177,6 +215,20 @@ impl Segment {
         let (place, live, end) = (format!("{drive}/{segment}"), size(*live_bytes), size(*end));
         format!(
             "{place:<10}  {state:<6}  {generation:>10}  {live_blocks:>7}  {live:>10}  {end:>10}"
+        )
+    }
+}
+
+impl Pin {
+    fn line(&self) -> String {
+        let Self { sequence_hash, shard, namespace, blocks, bytes, left_ms } = self;
+        let size = size(*bytes);
+        let ends = left_ms.map_or_else(
+            || "when it is unpinned".to_owned(),
+            |left| format!("in {} s", left.div_ceil(1000)),
+        );
+        format!(
+            "{sequence_hash:.16}   {shard:>5}  {namespace:.12}  {blocks:>8}  {size:>10}  {ends}"
         )
     }
 }

@@ -15,6 +15,7 @@ mod events;
 mod explain;
 mod fixture;
 mod leases;
+mod pins;
 mod reclaim;
 mod refused_calls;
 mod refused_starts;

@@ -410,6 +410,9 @@ pub struct DriveStats {
     pub read_errors: u64,
     #[prost(uint64, tag = "16")]
     pub write_errors: u64,
+    /// Of the live ones.
+    #[prost(uint64, tag = "17")]
+    pub pinned_bytes: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatsResponse {
@@ -460,6 +463,8 @@ pub struct StatsResponse {
     pub restart_source: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "23")]
     pub drives: ::prost::alloc::vec::Vec<DriveStats>,
+    #[prost(uint64, tag = "24")]
+    pub pins: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
@@ -488,6 +493,7 @@ pub mod list_request {
         Blocks = 1,
         Namespaces = 2,
         Segments = 3,
+        Pins = 4,
     }
     impl What {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -500,6 +506,7 @@ pub mod list_request {
                 Self::Blocks => "WHAT_BLOCKS",
                 Self::Namespaces => "WHAT_NAMESPACES",
                 Self::Segments => "WHAT_SEGMENTS",
+                Self::Pins => "WHAT_PINS",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -509,6 +516,7 @@ pub mod list_request {
                 "WHAT_BLOCKS" => Some(Self::Blocks),
                 "WHAT_NAMESPACES" => Some(Self::Namespaces),
                 "WHAT_SEGMENTS" => Some(Self::Segments),
+                "WHAT_PINS" => Some(Self::Pins),
                 _ => None,
             }
         }
@@ -537,6 +545,8 @@ pub struct BlockInfo {
     /// Seconds since it was last matched or saved.
     #[prost(uint64, tag = "10")]
     pub idle_seconds: u64,
+    #[prost(bool, tag = "11")]
+    pub pinned: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamespaceInfo {
@@ -575,7 +585,7 @@ pub struct SegmentInfo {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEntry {
-    #[prost(oneof = "list_entry::Entry", tags = "1, 2, 3")]
+    #[prost(oneof = "list_entry::Entry", tags = "1, 2, 3, 4")]
     pub entry: ::core::option::Option<list_entry::Entry>,
 }
 /// Nested message and enum types in `ListEntry`.
@@ -588,6 +598,8 @@ pub mod list_entry {
         Namespace(super::NamespaceInfo),
         #[prost(message, tag = "3")]
         Segment(super::SegmentInfo),
+        #[prost(message, tag = "4")]
+        Pin(super::PinInfo),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -770,6 +782,80 @@ pub struct VerifyProgress {
     /// Of those found since the last message.
     #[prost(message, repeated, tag = "5")]
     pub withdrawn: ::prost::alloc::vec::Vec<BlockInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockName {
+    #[prost(bytes = "vec", tag = "1")]
+    pub sequence_hash: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinRequest {
+    /// 0 never ends by itself. A prefix that is pinned already takes the new time.
+    #[prost(uint64, tag = "3")]
+    pub ttl_ms: u64,
+    #[prost(oneof = "pin_request::Prefix", tags = "1, 2")]
+    pub prefix: ::core::option::Option<pin_request::Prefix>,
+}
+/// Nested message and enum types in `PinRequest`.
+pub mod pin_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prefix {
+        /// The last block of the prefix.
+        #[prost(message, tag = "1")]
+        Block(super::BlockName),
+        /// As much of it as is resident.
+        #[prost(message, tag = "2")]
+        Prompt(super::PromptName),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinResponse {
+    /// The last block of what is pinned.
+    #[prost(message, optional, tag = "1")]
+    pub block: ::core::option::Option<BlockName>,
+    /// Under this pin, shared ones included.
+    #[prost(uint64, tag = "2")]
+    pub blocks: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinRequest {
+    #[prost(oneof = "unpin_request::Prefix", tags = "1, 2")]
+    pub prefix: ::core::option::Option<unpin_request::Prefix>,
+}
+/// Nested message and enum types in `UnpinRequest`.
+pub mod unpin_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prefix {
+        #[prost(message, tag = "1")]
+        Block(super::BlockName),
+        /// Every pin that ends with one of its blocks.
+        #[prost(message, tag = "2")]
+        Prompt(super::PromptName),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinResponse {
+    /// How many have ended; shorter and longer prefixes may be pinned still.
+    #[prost(uint64, tag = "1")]
+    pub pins: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinInfo {
+    #[prost(message, optional, tag = "1")]
+    pub block: ::core::option::Option<BlockName>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub blocks: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Until it ends; 0 where it never does by itself.
+    #[prost(uint64, tag = "5")]
+    pub left_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EvictRequest {
@@ -2183,6 +2269,44 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Verify"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Keeps a prefix from reclaim, until its time is up or it is unpinned; starts do not end it. Evict
+        /// and DropNamespace take it all the same, and its pin with it.
+        pub async fn pin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Pin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Pin"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn unpin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Unpin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Unpin"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn evict(
             &mut self,
             request: impl tonic::IntoRequest<super::EvictRequest>,
@@ -2316,6 +2440,16 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::VerifyRequest>,
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
+        /// Keeps a prefix from reclaim, until its time is up or it is unpinned; starts do not end it. Evict
+        /// and DropNamespace take it all the same, and its pin with it.
+        async fn pin(
+            &self,
+            request: tonic::Request<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status>;
+        async fn unpin(
+            &self,
+            request: tonic::Request<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status>;
         async fn evict(
             &self,
             request: tonic::Request<super::EvictRequest>,
@@ -2633,6 +2767,92 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Pin" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PinRequest>
+                    for PinSvc<T> {
+                        type Response = super::PinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::pin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Unpin" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::UnpinRequest>
+                    for UnpinSvc<T> {
+                        type Response = super::UnpinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::unpin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
