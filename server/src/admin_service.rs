@@ -92,9 +92,14 @@ impl admin_server::Admin for AdminService {
     }
 
     async fn inspect(&self, request: Request<v1::InspectRequest>) -> Answered<v1::InspectResponse> {
-        match request.into_inner().subject {
+        let v1::InspectRequest { subject, hash_digits } = request.into_inner();
+        match subject {
             Some(inspect_request::Subject::HashPrefix(prefix)) => {
-                let found = self.node.blocks_named(&prefix, AMBIGUOUS_MAX);
+                let digits = match hash_digits {
+                    0 => 2 * prefix.len(),
+                    digits => usize::try_from(digits).expect("32 bits fit"),
+                };
+                let found = self.node.blocks_named(&prefix, digits, AMBIGUOUS_MAX);
                 if found.is_empty() {
                     return Err(Status::not_found("no resident block has a hash that begins so"));
                 }

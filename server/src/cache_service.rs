@@ -120,7 +120,9 @@ impl cache_server::Cache for CacheService {
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
-        let held = self.0.release(request.into_inner().lease);
+        let v1::ReleaseRequest { lease, load_us } = request.into_inner();
+        let load_time = (load_us > 0).then(|| Duration::from_micros(load_us));
+        let held = self.0.release(lease, load_time);
         Ok(Response::new(v1::ReleaseResponse { held }))
     }
 

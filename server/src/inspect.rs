@@ -76,10 +76,16 @@ impl Node {
         keys.iter().filter_map(view).collect()
     }
 
-    /// Blocks whose hash begins with `prefix`, no more than `limit` of them.
-    pub(crate) fn blocks_named(&self, prefix: &[u8], limit: usize) -> Vec<BlockView> {
+    /// Blocks whose hash begins with the first `digits` hexadecimal digits of `prefix`, no more than
+    /// `limit` of them.
+    pub(crate) fn blocks_named(
+        &self,
+        prefix: &[u8],
+        digits: usize,
+        limit: usize,
+    ) -> Vec<BlockView> {
         let state = self.state();
-        let blocks = state.chain.iter().filter(|(key, ..)| key.sequence.0.starts_with(prefix));
+        let blocks = state.chain.iter().filter(|(key, ..)| begins(&key.sequence.0, prefix, digits));
         blocks.take(limit).map(|(key, place, at)| self.view(&state, key, place, at)).collect()
     }
 
@@ -176,6 +182,43 @@ impl Node {
                 progress.damaged += 1;
                 progress.withdrawn.push(view.info());
             }
+        }
+    }
+}
+
+/// Whether a hash begins with the first `digits` hexadecimal digits of `prefix`.
+fn begins(hash: &[u8], prefix: &[u8], digits: usize) -> bool {
+    let digit = |bytes: &[u8], at: usize| {
+        let byte = *bytes.get(at / 2)?;
+        Some(if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf })
+    };
+    (0..digits).all(|at| digit(hash, at).is_some() && digit(hash, at) == digit(prefix, at))
+}
+
+#[cfg(test)]
+mod tests {
+    //! Proves that a prefix counts digit by digit.
+
+    use super::*;
+
+    #[test]
+    fn an_odd_digit_counts_and_what_lies_behind_it_does_not() {
+        let hash = [0xab, 0xcd, 0xef];
+        for (prefix, digits, expected) in [
+            (&[0xab, 0xc0][..], 3, true),
+            (&[0xab, 0xcf], 3, true),
+            (&[0xab, 0xd0], 3, false),
+            (&[0xac, 0xc0], 3, false),
+            (&[0xab, 0xcd], 4, true),
+            (&[0xab, 0xce], 4, false),
+            (&[0xa0], 1, true),
+            (&[0xb0], 1, false),
+            (&[], 0, true),
+            (&[0xab], 3, false),
+            (&[0xab], 4, false),
+            (&[0xab, 0xcd, 0xef, 0], 7, false),
+        ] {
+            assert_eq!(begins(&hash, prefix, digits), expected, "{prefix:?}, {digits}");
         }
     }
 }

@@ -3,7 +3,6 @@
 use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
 use crate::epochs::EpochsError;
-use crate::forecast::Overhead;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::pinning;
@@ -21,7 +20,7 @@ use refrain_store::engine::GroupEvent;
 use refrain_store::geometry::stored_length;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -79,8 +78,6 @@ pub struct Node {
     pub(crate) disks: Vec<Disk>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) metrics: Metrics,
-    /// Of loads.
-    pub(crate) overhead: Overhead,
     pub(crate) clock: Clock,
     pub(crate) restart: Restart,
     /// Told when an earlier lease may be the next to end.
@@ -89,6 +86,8 @@ pub struct Node {
     pub(crate) lease_ended: Notify,
     /// Held while a namespace is dropped.
     pub(crate) dropping: Mutex<()>,
+    /// Whether a load beyond the arena was reported.
+    pub(crate) said_beyond_arena: AtomicBool,
     /// Held while pins change.
     pub(crate) pinning: Mutex<()>,
     state: Mutex<State>,
@@ -138,12 +137,12 @@ impl Node {
             disks,
             arena,
             metrics,
-            overhead: Overhead::default(),
             clock,
             restart,
             leases_changed: Notify::new(),
             lease_ended: Notify::new(),
             dropping: Mutex::new(()),
+            said_beyond_arena: AtomicBool::new(false),
             pinning: Mutex::new(()),
             state: Mutex::new(state),
         }))

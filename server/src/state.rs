@@ -7,6 +7,7 @@
 use crate::epochs::Epochs;
 use crate::events::{Events, Kind};
 use crate::fates::{Fates, Removal};
+use crate::forecast::Forecast;
 use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
@@ -35,6 +36,7 @@ pub(crate) struct State {
     pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
     pub(crate) events: Events,
     pub(crate) epochs: Epochs,
+    pub(crate) forecast: Forecast,
     pub(crate) fates: Fates,
     pub(crate) pins: Pins,
     /// Writes of the pins, by this process and those before it.

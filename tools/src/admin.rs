@@ -1,5 +1,6 @@
 //! Calls to a running sidecar, one at a time, each with a deadline.
 
+use crate::hex::HashPrefix;
 use crate::prefix::Prefix;
 use anyhow::{Result, anyhow};
 use refrain_client::Address;
@@ -66,12 +67,21 @@ impl Admin {
         Ok(())
     }
 
-    pub fn inspect(
-        &mut self,
-        subject: v1::inspect_request::Subject,
-    ) -> Result<v1::InspectResponse> {
+    /// The records of blocks whose hash begins so.
+    pub fn inspect_blocks(&mut self, prefix: &HashPrefix) -> Result<Vec<v1::RecordInfo>> {
+        let subject = Some(v1::inspect_request::Subject::HashPrefix(prefix.bytes()));
+        let request = v1::InspectRequest { subject, hash_digits: prefix.digits() };
+        Ok(self.inspect(request)?.records)
+    }
+
+    pub fn inspect_segment(&mut self, drive: u32, segment: u32) -> Result<v1::InspectResponse> {
+        let name = v1::SegmentName { drive, segment };
+        let subject = Some(v1::inspect_request::Subject::Segment(name));
+        self.inspect(v1::InspectRequest { subject, hash_digits: 0 })
+    }
+
+    fn inspect(&mut self, request: v1::InspectRequest) -> Result<v1::InspectResponse> {
         let Self { runtime, client } = self;
-        let request = v1::InspectRequest { subject: Some(subject) };
         let call = async { within(PATIENCE, client.inspect(request)).await };
         answer("inspect", runtime.block_on(call))
     }

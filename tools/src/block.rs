@@ -3,7 +3,7 @@
 use crate::admin::Admin;
 use crate::hex::{HashPrefix, hex};
 use anyhow::{Result, bail};
-use refrain_client::v1::{BlockName, inspect_request::Subject};
+use refrain_client::v1::BlockName;
 use std::collections::BTreeSet;
 
 /// The shards of the one block whose hash begins so.
@@ -12,10 +12,8 @@ pub fn named(
     prefix: &HashPrefix,
     shard: Option<u32>,
 ) -> Result<Vec<BlockName>> {
-    let found = sidecar.inspect(Subject::HashPrefix(prefix.bytes()))?.records;
-    let found = found.into_iter().filter_map(|record| record.block);
+    let found = sidecar.inspect_blocks(prefix)?.into_iter().filter_map(|record| record.block);
     let keys: BTreeSet<_> = found
-        .filter(|block| prefix.begins(&block.sequence_hash))
         .filter(|block| shard.is_none_or(|shard| shard == block.shard))
         .map(|block| (block.sequence_hash, block.shard))
         .collect();

@@ -14,6 +14,7 @@ mod epochs;
 mod events;
 mod explain;
 mod fixture;
+mod forecast;
 mod leases;
 mod pins;
 mod reclaim;

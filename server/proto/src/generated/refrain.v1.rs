@@ -177,7 +177,7 @@ pub struct LookupResponse {
     /// Where the matched blocks lie, in order.
     #[prost(message, repeated, tag = "4")]
     pub tiers: ::prost::alloc::vec::Vec<TierRun>,
-    /// Of all matched blocks, from the live queues and the measured rate.
+    /// Of all matched blocks, as the drives' queues stand, learned from loads before.
     #[prost(uint64, tag = "5")]
     pub expected_load_us: u64,
     #[prost(uint32, tag = "6")]
@@ -259,6 +259,10 @@ pub struct RenewResponse {
 pub struct ReleaseRequest {
     #[prost(uint64, tag = "1")]
     pub lease: u64,
+    /// How long a load of all that matched took, as the caller saw it: expected load times are learned
+    /// from it. 0 where there was none.
+    #[prost(uint64, tag = "2")]
+    pub load_us: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseResponse {
@@ -604,6 +608,9 @@ pub mod list_entry {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InspectRequest {
+    /// Hex digits of the prefix that count; 0 counts all. An odd number halves its last byte.
+    #[prost(uint32, tag = "3")]
+    pub hash_digits: u32,
     #[prost(oneof = "inspect_request::Subject", tags = "1, 2")]
     pub subject: ::core::option::Option<inspect_request::Subject>,
 }
@@ -998,7 +1005,8 @@ pub enum MissReason {
     None = 1,
     Deadline = 2,
     Damaged = 3,
-    /// No frame in the load arena could be freed.
+    /// No frame in the load arena could be freed: other loads hold them, or it is smaller than this
+    /// load. Load fewer blocks at a time, or give the sidecar a larger `load_arena`.
     NoMemory = 4,
     Drive = 5,
     Lease = 6,

