@@ -16,7 +16,16 @@ const ARROWS: &[(&str, &[&str])] = &[
         "refrain",
         &["refrain-client", "refrain-index", "refrain-proto", "refrain-server", "refrain-store"],
     ),
-    ("refrain-benches", &["refrain-index", "refrain-store"]),
+    (
+        "refrain-benches",
+        &[
+            "refrain-client",
+            "refrain-gpu-transfer",
+            "refrain-index",
+            "refrain-server",
+            "refrain-store",
+        ],
+    ),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];
 

@@ -1,6 +1,10 @@
 //! What the benchmarks share: sizes, samples, and prompts whose blocks are saved as a node saves
 //! them.
 
+pub mod cublas;
+pub mod paged;
+pub mod sidecar;
+
 use refrain_index::hash::{KEY_SCHEME, SequenceHash, TenantKey};
 use refrain_index::namespace::NamespaceDigest;
 use refrain_store::engine::NewRecord;

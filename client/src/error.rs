@@ -3,6 +3,9 @@
 use crate::address::Address;
 use crate::call::Failure;
 use refrain_gpu_transfer::arena::ArenaError;
+use refrain_gpu_transfer::copier::CopyError;
+use refrain_gpu_transfer::layout::LayoutError;
+use refrain_gpu_transfer::paged::BatchError;
 use refrain_proto::session::HandshakeError;
 use std::io;
 use std::sync::Arc;
@@ -25,6 +28,12 @@ pub enum ClientError {
     ArenaTooSmall { payload_bytes: u64, arena_bytes: u64 },
     #[error("blocks {first}+{blocks} are not among {available}")]
     BlocksOutOfRange { first: u32, blocks: u32, available: u32 },
+    /// The cache in memory is not what was registered, or has no such pages.
+    #[error("describe a paged KV cache")]
+    Cache { source: LayoutError },
+    /// The GPU, or the thread that copies, is of no more use.
+    #[error("copy between an arena and a paged KV cache")]
+    Transfer { source: CopyError },
     /// Client and sidecar do not fit each other.
     #[error("sidecar answers {call} with {what}")]
     Answer { call: &'static str, what: &'static str },
@@ -49,6 +58,15 @@ pub enum Absence {
 }
 
 impl ClientError {
+    pub(crate) fn from_batch(error: &BatchError) -> Self {
+        match error {
+            BatchError::Layout(source) => Self::Cache { source: *source },
+            BatchError::Arena(_) | BatchError::ReadOnly | _ => {
+                Self::Answer { call: "load", what: "places outside the arena" }
+            }
+        }
+    }
+
     pub(crate) fn from_failure(call: &'static str, address: &Address, failure: Failure) -> Self {
         let absent = |source| Self::Absent { address: address.clone(), source: Arc::new(source) };
         match failure {

@@ -10,10 +10,13 @@
 
 mod address;
 mod admin;
+mod cache;
 mod call;
 mod client;
 mod connection;
 mod error;
+mod gather;
+mod layered;
 mod layout;
 mod load;
 mod lookup;
@@ -23,11 +26,14 @@ mod slots;
 
 pub use address::{Address, AddressError};
 pub use admin::admin;
+pub use cache::KvCache;
 pub use client::{Client, ClientConfig};
 pub use error::{Absence, ClientError};
+pub use layered::LayeredLoad;
 pub use layout::{Layout, Stripe};
 pub use load::{Done, Load, Ready};
 pub use lookup::Lookup;
+pub use refrain_gpu_transfer as gpu_transfer;
 pub use refrain_proto::v1;
 pub use registration::{Prompt, Registration};
 pub use save::Saved;

@@ -113,6 +113,11 @@ impl Load {
         &self.payloads[block].bytes()[self.layout.range(stripe)]
     }
 
+    /// Where the payload of a block lies in the load arena; panics when the block was not placed.
+    pub(crate) fn payload_offset(&self, block: u32) -> u64 {
+        self.payloads[usize::try_from(block).expect("addresses have 64 bits")].offset()
+    }
+
     /// How it ended, once it has.
     pub fn done(&self) -> Option<Done> {
         self.done

@@ -1,16 +1,21 @@
 //! A lookup's answer, and the lease that comes with it.
 
+use crate::cache::{Arenas, KvCache};
 use crate::call::{Deadline, Failure};
 use crate::connection::Connection;
 use crate::error::ClientError;
+use crate::gather::Gather;
+use crate::layered::{LayeredLoad, Target};
 use crate::layout::Layout;
 use crate::load::Load;
 use crate::registration::session_failure;
-use crate::save::{self, Saved};
+use crate::save::{self, ByCall, Saved};
+use refrain_gpu_transfer::copier::Stream;
+use refrain_gpu_transfer::layout::Pages;
 use refrain_proto::v1;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The blocks of a prompt and those of them that are resident, leased; dropping it releases them.
 #[derive(Debug)]
@@ -102,7 +107,58 @@ impl Lookup {
         durable: bool,
     ) -> Result<Saved, ClientError> {
         check_range(first, blocks, self.prompt_blocks)?;
-        save::save(&self.lease, &self.layout, first..first + blocks, fill, durable).await
+        let source = ByCall(fill);
+        save::save(&self.lease, &self.layout, first..first + blocks, source, durable).await
+    }
+
+    /// Brings leased blocks into a paged KV cache; see [`LayeredLoad`]. `pages` are of block `first`
+    /// and those behind it. Copies begin after what is on the stream `after` by now, where whoever
+    /// had these pages before may still use them there.
+    ///
+    /// Of several loads, copies of the one with the earliest deadline are made first.
+    pub async fn load_into(
+        &self,
+        cache: &KvCache,
+        first: u32,
+        pages: Pages,
+        deadline: Option<Duration>,
+        after: Option<Stream>,
+    ) -> Result<LayeredLoad, ClientError> {
+        let arenas = self.arenas(cache, &pages).await?;
+        let limit = deadline.unwrap_or(self.lease.limit);
+        let begun = Instant::now();
+        let load = self.load(first, pages.blocks(), Some(limit)).await?;
+        let target = Target { cache: cache.clone(), arenas, pages, begun, limit, after };
+        LayeredLoad::start(load, Arc::clone(&self.lease), &self.layout, target)
+    }
+
+    /// Saves blocks of the prompt out of a paged KV cache, as [`Lookup::save`] does. `pages` are of
+    /// block `first` and those behind it; they are read after what is on the stream `after` by now,
+    /// and must keep their bytes until this returns.
+    pub async fn save_from(
+        &self,
+        cache: &KvCache,
+        first: u32,
+        pages: Pages,
+        after: Option<Stream>,
+        durable: bool,
+    ) -> Result<Saved, ClientError> {
+        check_range(first, pages.blocks(), self.prompt_blocks)?;
+        if let Some(source) = pages.gap() {
+            return Err(ClientError::Cache { source });
+        }
+        let arenas = self.arenas(cache, &pages).await?;
+        let blocks = first..first + pages.blocks();
+        let (cache, layout) = (cache.clone(), Arc::clone(&self.layout));
+        let source = Gather { cache, arenas, layout, pages, first, after };
+        save::save(&self.lease, &self.layout, blocks, source, durable).await
+    }
+
+    async fn arenas(&self, cache: &KvCache, pages: &Pages) -> Result<Arc<Arenas>, ClientError> {
+        let fits = cache.check(&self.layout);
+        let fits = fits.and_then(|()| cache.paged().layout().check_pages(pages));
+        fits.map_err(|source| ClientError::Cache { source })?;
+        cache.arenas(&self.lease.connection).await
     }
 
     /// Prolongs the lease by `lease` from now; 0 takes the sidecar's default. `false`: it was over.

@@ -28,11 +28,34 @@ pub struct Saved {
     pub durable: bool,
 }
 
+/// Who has the blocks.
+pub(crate) trait Source: Send {
+    /// Writes each block into its slot, and gives the slots back when all is there. Dropped before
+    /// that, it writes no more, or keeps the slots until it does not.
+    fn fill(
+        &mut self,
+        blocks: &[u32],
+        slots: Vec<Slot>,
+    ) -> impl Future<Output = Result<Vec<Slot>, ClientError>> + Send;
+}
+
+/// Has the caller write each block.
+pub(crate) struct ByCall<F>(pub(crate) F);
+
+impl<F: FnMut(u32, &mut [u8]) + Send> Source for ByCall<F> {
+    async fn fill(&mut self, blocks: &[u32], slots: Vec<Slot>) -> Result<Vec<Slot>, ClientError> {
+        for (&block, slot) in blocks.iter().zip(&slots) {
+            slot.region().fill_with(|payload| self.0(block, payload));
+        }
+        Ok(slots)
+    }
+}
+
 pub(crate) async fn save(
     lease: &Arc<Lease>,
     layout: &Layout,
     blocks: Range<u32>,
-    mut fill: impl FnMut(u32, &mut [u8]) + Send,
+    mut source: impl Source,
     durable: bool,
 ) -> Result<Saved, ClientError> {
     let mut saved = Saved { offered: 0, saved: 0, refusal: Refusal::None, durable: true };
@@ -57,13 +80,14 @@ pub(crate) async fn save(
             return Ok(saved.ended(Refusal::Busy));
         }
         let (batch, rest) = left.split_at(slots.len());
-        for (&block, slot) in batch.iter().zip(&slots) {
-            slot.region().fill_with(|payload| {
-                // What an earlier block left there is none of this one's.
+        for slot in &slots {
+            // What an earlier block left there is none of this one's.
+            let clear = |payload: &mut [u8]| {
                 layout.padding().for_each(|range| payload[range].fill(0));
-                fill(block, payload);
-            });
+            };
+            slot.region().fill_with(clear);
         }
+        let slots = source.fill(batch, slots).await?;
         let done = rest.is_empty();
         let commit = Commit { reservation: Arc::clone(&reservation), slots, durable, done };
         match commit.run(batch).await {

@@ -33,6 +33,10 @@ impl Slots {
         Arc::new(Self { mapping, free: Mutex::new(free), freed: Notify::new() })
     }
 
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.mapping.bytes_len() / PAGE_SIZE * PAGE_SIZE
     }

@@ -1,9 +1,16 @@
-//! Frames to device memory and back. Knows no server.
+//! Between arenas and a worker's paged KV cache, in the memory of a GPU or of the host. Knows no
+//! server.
 //!
-//! A [`plan::Plan`] says which bytes go where; an engine runs it. [`host`] does so with memcpy, for
-//! workers without a GPU and as the measure of what other engines must do.
+//! A [`layout::KvLayout`] says where the cache keeps its bytes; a [`paged::Batch`] is copies between
+//! it and an arena; a [`copier::Copier`] makes them, in the order of deadlines, on a GPU's copy
+//! engine, with a kernel of its own, or with memcpy where there is no GPU.
 
-pub mod host;
-pub mod plan;
+pub mod copier;
+pub mod cuda;
+mod host;
+pub mod layout;
+pub mod memory;
+pub mod paged;
+mod plan;
 
 pub use refrain_store::arena;

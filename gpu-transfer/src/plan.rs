@@ -2,10 +2,10 @@
 
 /// One contiguous copy, in bytes from the start of either side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
-    pub source: u64,
-    pub target: u64,
-    pub length: u64,
+pub(crate) struct Copy {
+    pub(crate) source: u64,
+    pub(crate) target: u64,
+    pub(crate) length: u64,
 }
 
 impl Copy {
@@ -22,12 +22,12 @@ impl Copy {
 /// The order is kept because a load's early layers must arrive first; a copy that continues the one
 /// before it is merged into that one, because what an engine pays for is the number of copies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     copies: Vec<Copy>,
 }
 
 impl Plan {
-    pub fn push(&mut self, copy: Copy) {
+    pub(crate) fn push(&mut self, copy: Copy) {
         if copy.length == 0 {
             return;
         }
@@ -37,15 +37,8 @@ impl Plan {
         }
     }
 
-    pub fn copies(&self) -> &[Copy] {
+    pub(crate) fn copies(&self) -> &[Copy] {
         &self.copies
-    }
-
-    /// The way back: what a save gathers is what a load scatters.
-    #[must_use]
-    pub fn reversed(&self) -> Self {
-        let back = |copy: &Copy| Copy { source: copy.target, target: copy.source, ..*copy };
-        Self { copies: self.copies.iter().map(back).collect() }
     }
 }
 

@@ -150,6 +150,16 @@ impl Mapping {
         }
     }
 
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Where it begins in this process, for those who copy by address.
+    pub fn address(&self) -> u64 {
+        let address = self.base.as_ptr().expose_provenance();
+        u64::try_from(address).expect("addresses have 64 bits")
+    }
+
     pub(crate) fn base_pointer(&self) -> *mut c_void {
         self.base.as_ptr().cast()
     }

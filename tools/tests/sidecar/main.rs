@@ -16,6 +16,7 @@ mod explain;
 mod fixture;
 mod forecast;
 mod leases;
+mod paged;
 mod pins;
 mod reclaim;
 mod refused_calls;
