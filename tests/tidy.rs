@@ -17,6 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["refrain-client", "refrain-index", "refrain-proto", "refrain-server", "refrain-store"],
     ),
     ("refrain-benches", &["refrain-index", "refrain-store"]),
+    // Simulates a node: what is above the drives, and what is below.
+    ("refrain-simulation", &["refrain-index", "refrain-server", "refrain-store"]),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];
 
