@@ -15,10 +15,10 @@ use std::time::Duration;
 /// in: damage to one of them excuses its absence.
 #[derive(Debug)]
 pub(crate) struct Owed {
-    key: BlockKey,
+    pub(crate) key: BlockKey,
     /// Whether it must be whole too, not only known.
-    promised: bool,
-    segments: Vec<(usize, usize)>,
+    pub(crate) promised: bool,
+    pub(crate) segments: Vec<(usize, usize)>,
 }
 
 impl World {

@@ -58,10 +58,10 @@ pub enum Cut {
 /// A change of the disk, as a recorder sees it.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// One operation's pages, the first of them at page `first`.
-    Written { segment: usize, first: usize, pages: Vec<Content> },
-    /// All that was written to a segment before is durable.
-    Synced { segment: usize },
+    /// One operation's pages, the first of them at page `first`; operations are counted.
+    Written { number: u64, segment: usize, first: usize, pages: Vec<Content> },
+    /// All that was written to a segment up to operation `covered` is durable.
+    Synced { segment: usize, covered: u64 },
 }
 
 /// One drive's segments.
@@ -95,6 +95,26 @@ impl Disk {
 
     pub fn segment_count(&self) -> usize {
         self.segments.len()
+    }
+
+    /// What `changes` leave, of which `keep` says whether a page was written: the number of its
+    /// operation, and which page of that it is.
+    pub fn replay<'c>(
+        segments: usize,
+        segment_bytes: u64,
+        changes: impl Iterator<Item = &'c Change>,
+        keep: impl Fn(u64, usize) -> bool,
+    ) -> Self {
+        let mut disk = Self::new(segments, segment_bytes);
+        for change in changes {
+            let Change::Written { number, segment, first, pages } = change else { continue };
+            for (index, content) in pages.iter().enumerate() {
+                if keep(*number, index) {
+                    disk.segments[*segment].pages[first + index].durable = content.clone();
+                }
+            }
+        }
+        disk
     }
 
     /// Notes every change from now on.
@@ -135,7 +155,7 @@ impl Disk {
         }
         if let Some(recorded) = &mut self.recorded {
             let pages = pages.iter().map(|page| Some(Arc::new(*page))).collect();
-            recorded.push(Change::Written { segment, first, pages });
+            recorded.push(Change::Written { number: self.written, segment, first, pages });
         }
     }
 
@@ -148,7 +168,7 @@ impl Disk {
     pub fn synced(&mut self, segment: usize, covered: u64) {
         self.settle(segment, covered, |_| true);
         if let Some(recorded) = &mut self.recorded {
-            recorded.push(Change::Synced { segment });
+            recorded.push(Change::Synced { segment, covered });
         }
     }
 

@@ -35,14 +35,20 @@ pub struct SimulatedDrive {
 
 impl SimulatedDrive {
     pub fn new(number: u8, segments: usize, segment_bytes: u64) -> Self {
-        let count = u64::try_from(segments).expect("usize fits");
+        Self::of(number, Disk::new(segments, segment_bytes))
+    }
+
+    /// With what is on the disk, and no catalogue.
+    pub fn of(number: u8, disk: Disk) -> Self {
+        let segment_bytes = disk.segment_bytes();
+        let count = u64::try_from(disk.segment_count()).expect("usize fits");
         let superblock = Superblock {
             store_id: [number + 1; 16],
             segment_bytes,
             capacity_bytes: count * segment_bytes,
             sequence: 1,
         };
-        let disk = SharedDisk::new(Disk::new(segments, segment_bytes));
+        let disk = SharedDisk::new(disk);
         Self { disk, catalogue: Catalogue::default(), superblock }
     }
 

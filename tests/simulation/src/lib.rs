@@ -8,6 +8,7 @@
 mod audit;
 pub mod catalogue;
 pub mod client;
+pub mod crash;
 pub mod device;
 pub mod disk;
 pub mod drive;

@@ -25,17 +25,30 @@ pub struct Block {
     promised: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     families: Rc<Vec<Family>>,
     epochs: Vec<u64>,
     blocks: BTreeMap<BlockKey, Block>,
+    marks: Vec<Mark>,
+}
+
+/// A block that is owed from now on, or no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    Promised(BlockKey),
+    Gone(BlockKey),
 }
 
 impl Model {
     pub fn new(families: Rc<Vec<Family>>) -> Self {
         let epochs = vec![0; families.len()];
-        Self { families, epochs, blocks: BTreeMap::new() }
+        Self { families, epochs, blocks: BTreeMap::new(), marks: Vec::new() }
+    }
+
+    /// What became owed, and what did not stay so, since the last call.
+    pub fn take_marks(&mut self) -> Vec<Mark> {
+        std::mem::take(&mut self.marks)
     }
 
     pub fn block(&self, key: BlockKey) -> &Block {
@@ -76,6 +89,7 @@ impl Model {
             // Where it went and came again meanwhile, the promise is of a record that went.
             if block.resident && block.stored <= before + 1 {
                 block.promised = true;
+                self.marks.push(Mark::Promised(*key));
             }
         }
     }
@@ -113,6 +127,9 @@ impl Model {
         for key in &change.keys {
             let block = self.blocks.get_mut(key).expect("only blocks that were sent come or go");
             let arrives = change.kind == Kind::Stored;
+            if !arrives {
+                self.marks.push(Mark::Gone(*key));
+            }
             assert_ne!(block.resident, arrives, "a block came or went twice");
             block.resident = arrives;
             block.promised = false;

@@ -9,7 +9,7 @@ use crate::client::{Client, Context, Counts};
 use crate::disk::Cut;
 use crate::drive::{Bench, Running, SimulatedDrive};
 use crate::faults::{Faults, strikes};
-use crate::model::Model;
+use crate::model::{Mark, Model};
 use crate::names::{Family, SECRET};
 use crate::plan::Plan;
 use crate::tasks::Tasks;
@@ -65,6 +65,8 @@ pub struct World {
     pub(crate) faulty: bool,
     steps: u64,
     digest: u64,
+    is_recorded: bool,
+    pub(crate) marks: Vec<(usize, Mark)>,
 }
 
 /// What a seed's run is made of.
@@ -115,8 +117,36 @@ impl World {
             faulty: false,
             steps: 0,
             digest: 0,
+            is_recorded: false,
+            marks: Vec::new(),
             plan,
         }
+    }
+
+    /// One life without a cut, every change of its only drive noted.
+    pub(crate) fn live_recorded(&mut self) {
+        self.is_recorded = true;
+        self.drives[0].disk.lock().record();
+        let node = self.start();
+        let context = self.context(node);
+        self.tasks.spawn(Arc::clone(&context.node).reclaim(DriveId(0)));
+        for _ in 0..self.plan.clients {
+            context.at_work.set(context.at_work.get() + 1);
+            self.tasks.spawn(Client::new(Rc::clone(&context), self.random.fork()).run());
+        }
+        while context.at_work.get() > 0 {
+            assert!(self.step(&context), "clients wait, and nothing will ever happen");
+        }
+        self.settle(&context);
+        self.end(context, End::Cut(Cut::Kill));
+    }
+
+    /// One start and one look at everything that is owed.
+    pub(crate) fn look(&mut self) {
+        let node = self.start();
+        let context = self.context(node);
+        self.audit(&context);
+        self.end(context, End::Cut(Cut::Kill));
     }
 
     fn summary(&self) -> Summary {
@@ -297,7 +327,11 @@ impl World {
         };
         let elapsed = u64::try_from(self.time.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.digest = (self.digest.rotate_left(7) ^ elapsed ^ kind).wrapping_mul(0x9e37_79b9);
-        drop(context.model());
+        let marks = context.model().take_marks();
+        if self.is_recorded && !marks.is_empty() {
+            let changes = self.drives[0].disk.lock().recorded().len();
+            self.marks.extend(marks.into_iter().map(|mark| (changes, mark)));
+        }
         if self.faulty && strikes(&mut self.random, self.plan.faults.rot) {
             let drive = self.random.usize(0..self.drives.len());
             self.drives[drive].disk.lock().rot(&mut self.random);
