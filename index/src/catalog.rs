@@ -87,18 +87,16 @@ pub enum Change {
     },
 }
 
+/// Takes a key and its value.
+pub type Take<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), CatalogError> + 'a;
+
 /// What keeps the rows: pairs in the order of their keys. RocksDB, unless it is simulated.
 pub trait Pairs: Send {
     /// All of a batch or nothing. After a power loss, those before some batch are left.
     fn write(&self, batch: Vec<Change>) -> Result<(), CatalogError>;
 
     /// Hands out the pairs of a range of keys, in order.
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        take: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError>;
+    fn scan(&self, from: &[u8], to: &[u8], take: &mut Take<'_>) -> Result<(), CatalogError>;
 
     /// Begins anew with nothing, whatever is wrong with what was there.
     fn emptied(self: Box<Self>) -> Result<Box<dyn Pairs>, CatalogError>;

@@ -1,6 +1,6 @@
 //! The rows in RocksDB.
 
-use super::{CatalogError, Change, OpenState, Pairs};
+use super::{CatalogError, Change, OpenState, Pairs, Take};
 use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
 use std::path::{Path, PathBuf};
 
@@ -34,12 +34,7 @@ impl Pairs for Rocks {
         self.db.write(batch).map_err(CatalogError::Write)
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        take: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
+    fn scan(&self, from: &[u8], to: &[u8], take: &mut Take<'_>) -> Result<(), CatalogError> {
         let mut options = ReadOptions::default();
         options.set_iterate_range(from.to_vec()..to.to_vec());
         options.set_readahead_size(4 << 20);

@@ -357,11 +357,11 @@ impl Log {
         if self.current.as_ref().is_some_and(fits) {
             return;
         }
-        if self.next.as_ref().is_some_and(OpenSegment::is_prepared) {
-            if let Some(mut full) = std::mem::replace(&mut self.current, self.next.take()) {
-                full.begin_seal();
-                self.sealing.push(full);
-            }
+        if self.next.as_ref().is_some_and(OpenSegment::is_prepared)
+            && let Some(mut full) = std::mem::replace(&mut self.current, self.next.take())
+        {
+            full.begin_seal();
+            self.sealing.push(full);
         }
     }
 

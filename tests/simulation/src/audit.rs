@@ -67,24 +67,24 @@ impl World {
             assert!(self.step(context), "a load waits, and nothing will ever happen");
         }
     }
+}
 
-    /// What must be found again.
-    pub(crate) fn owed_after(&self, context: &Context, end: End) -> Vec<Owed> {
-        let model = context.model();
-        let places = places(context);
-        // What a drive finished and synced is there again, promised or not.
-        let is_whole = context.node.drives().all(|drive| drive.stats().writable);
-        let is_owed = |key: &BlockKey| match end {
-            End::Stop if is_whole => true,
-            End::Stop | End::Cut(_) => model.is_promised(*key),
-        };
-        let owed = places.keys().copied().filter(is_owed).map(|key| Owed {
-            key,
-            promised: model.is_promised(key),
-            segments: model.path(key).map(|key| places[&key]).collect(),
-        });
-        owed.collect()
-    }
+/// What must be found again.
+pub(crate) fn owed_after(context: &Context, end: End) -> Vec<Owed> {
+    let model = context.model();
+    let places = places(context);
+    // What a drive finished and synced is there again, promised or not.
+    let is_whole = context.node.drives().all(|drive| drive.stats().writable);
+    let is_owed = |key: &BlockKey| match end {
+        End::Stop if is_whole => true,
+        End::Stop | End::Cut(_) => model.is_promised(*key),
+    };
+    let owed = places.keys().copied().filter(is_owed).map(|key| Owed {
+        key,
+        promised: model.is_promised(key),
+        segments: model.path(key).map(|key| places[&key]).collect(),
+    });
+    owed.collect()
 }
 
 /// Drive and segment of every block that is there.
@@ -112,7 +112,7 @@ async fn read_all(context: Rc<Context>, leaves: Vec<BlockKey>) {
             let prompt = Prompt::Tokens { tokens: &block.tokens, extra_keys: &[] };
             let found = context.node.lookup(&registration, prompt, None);
             assert_eq!(found.in_host.len(), keys.len(), "a promised block is not found");
-            let deadline = context.time.now() + Duration::from_secs(60);
+            let deadline = context.time.now() + Duration::from_mins(1);
             let number = u32::try_from(index).expect("a few blocks");
             let load = context.node.load(found.lease, number, 1, deadline).expect("just leased");
             let ended = watch(&context, &load, &[*key], deadline).await;

@@ -6,7 +6,7 @@
 
 use crate::disk::Cut;
 use fastrand::Rng;
-use refrain_index::catalog::{CatalogError, Change, OpenState, Pairs};
+use refrain_index::catalog::{CatalogError, Change, OpenState, Pairs, Take};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -51,7 +51,9 @@ impl Catalogue {
         }
         let log = std::mem::take(&mut kept.log);
         let mut rows = std::mem::take(&mut kept.flushed);
-        log.iter().for_each(|batch| apply(&mut rows, batch));
+        for batch in &log {
+            apply(&mut rows, batch);
+        }
         (kept.rows, kept.flushed) = (rows.clone(), rows);
     }
 
@@ -106,12 +108,7 @@ impl Pairs for Open {
         Ok(())
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        take: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
+    fn scan(&self, from: &[u8], to: &[u8], take: &mut Take<'_>) -> Result<(), CatalogError> {
         let kept = self.0.kept();
         for (key, value) in kept.rows.range(from.to_vec()..to.to_vec()) {
             take(key, value)?;

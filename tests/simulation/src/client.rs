@@ -201,25 +201,22 @@ impl Client {
         let length = context.families[family].layout.payload_length;
         let saved = &reserved.blocks[..self.random.usize(1..=reserved.blocks.len())];
         let durable = self.random.bool();
-        let batch = match &self.session {
-            Some((_, arena)) => {
-                let placed = place(&context.families[family], arena, saved, keys);
-                let batch = context.node.batch(reserved.reservation, &placed);
-                batch.expect("blocks are sent as they were reserved")
+        let batch = if let Some((_, arena)) = &self.session {
+            let placed = place(&context.families[family], arena, saved, keys);
+            let batch = context.node.batch(reserved.reservation, &placed);
+            batch.expect("blocks are sent as they were reserved")
+        } else {
+            let mut frames = Vec::new();
+            for &block in saved {
+                let frame = context.node.write_frame(reserved.reservation);
+                let (Some(frame), bytes) = frame.expect("reserved above") else { return };
+                assert_eq!(bytes, length);
+                let payload = frame.region().slice(HEADER_SIZE, length);
+                payload.fill_with(|bytes| fill(keys[as_index(block)], 0, bytes));
+                frames.push(frame);
             }
-            None => {
-                let mut frames = Vec::new();
-                for &block in saved {
-                    let frame = context.node.write_frame(reserved.reservation);
-                    let (Some(frame), bytes) = frame.expect("reserved above") else { return };
-                    assert_eq!(bytes, length);
-                    let payload = frame.region().slice(HEADER_SIZE, length);
-                    payload.fill_with(|bytes| fill(keys[as_index(block)], 0, bytes));
-                    frames.push(frame);
-                }
-                let batch = context.node.batch_of_frames(reserved.reservation, frames);
-                batch.expect("blocks are sent as they were reserved")
-            }
+            let batch = context.node.batch_of_frames(reserved.reservation, frames);
+            batch.expect("blocks are sent as they were reserved")
         };
         let end = as_index(saved[saved.len() - 1]) + 1;
         let stored = context.model().sent(family, shard, &tokens[..end]);

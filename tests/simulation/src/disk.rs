@@ -110,7 +110,7 @@ impl Disk {
             let Change::Written { number, segment, first, pages } = change else { continue };
             for (index, content) in pages.iter().enumerate() {
                 if keep(*number, index) {
-                    disk.segments[*segment].pages[first + index].durable = content.clone();
+                    disk.segments[*segment].pages[first + index].durable.clone_from(content);
                 }
             }
         }

@@ -75,12 +75,11 @@ pub fn hunt(first: u64, until: Until, threads: usize) -> io::Result<Result<Total
             if is_enough {
                 return Ok(());
             }
-            match catch_unwind(|| run(seed, directory.path())) {
-                Ok(summary) => locked(&total).add(summary),
-                Err(_) => {
-                    locked(&failed).get_or_insert(seed);
-                    is_over.store(true, Ordering::Relaxed);
-                }
+            if let Ok(summary) = catch_unwind(|| run(seed, directory.path())) {
+                locked(&total).add(summary);
+            } else {
+                locked(&failed).get_or_insert(seed);
+                is_over.store(true, Ordering::Relaxed);
             }
         }
         Ok(())

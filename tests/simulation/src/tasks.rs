@@ -6,9 +6,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
+/// A future, and what wakes it.
+type Spawned = (Waker, Pin<Box<dyn Future<Output = ()>>>);
+
 #[derive(Default)]
 pub struct Tasks {
-    tasks: BTreeMap<u64, (Waker, Pin<Box<dyn Future<Output = ()>>>)>,
+    all: BTreeMap<u64, Spawned>,
     ready: Arc<Ready>,
     spawned: u64,
 }
@@ -43,7 +46,7 @@ impl Tasks {
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
         self.spawned += 1;
         let awoken = Awoken { task: self.spawned, ready: Arc::clone(&self.ready) };
-        self.tasks.insert(self.spawned, (Arc::new(awoken).into(), Box::pin(future)));
+        self.all.insert(self.spawned, (Arc::new(awoken).into(), Box::pin(future)));
         self.ready.set().insert(self.spawned);
     }
 
@@ -58,16 +61,16 @@ impl Tasks {
         ready.remove(&task);
         drop(ready);
         // A task may be woken after its end.
-        let Some((waker, future)) = self.tasks.get_mut(&task) else { return };
+        let Some((waker, future)) = self.all.get_mut(&task) else { return };
         let waker = waker.clone();
         if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
-            self.tasks.remove(&task);
+            self.all.remove(&task);
         }
     }
 
     /// Ends all of them where they stand.
     pub fn clear(&mut self) {
-        self.tasks.clear();
+        self.all.clear();
         self.ready.set().clear();
     }
 }

@@ -4,7 +4,7 @@
 //! that can go on; where none can, time passes until one can. So every order of what threads would
 //! do side by side may come up, and the same seed always brings up the same.
 
-use crate::audit::Owed;
+use crate::audit::{Owed, owed_after};
 use crate::client::{Client, Context, Counts};
 use crate::disk::Cut;
 use crate::drive::{Bench, Running, SimulatedDrive};
@@ -352,7 +352,7 @@ impl World {
     }
 
     fn end(&mut self, context: Rc<Context>, end: End) {
-        self.owed = self.owed_after(&context, end);
+        self.owed = owed_after(&context, end);
         self.tasks.clear();
         self.time.clear();
         let context = Rc::into_inner(context).expect("clients have gone");
