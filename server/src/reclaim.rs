@@ -109,7 +109,8 @@ impl Node {
                 }
             }
         }
-        let evicted = self.retire(group).await;
+        let evicted = self.empty(group);
+        self.retire(group).await;
         self.metrics.evicted(Eviction::Reclaim, evicted);
         debug!(drive = drive.0, segment = group.segment().0, moved, evicted, "segment reclaimed");
         let disk = self.disk(drive);
@@ -154,32 +155,25 @@ impl Node {
         }
     }
 
-    /// Empties a segment and ends its use, once those that hold it have let go; how many blocks
-    /// went. Leases end, and hardly anybody comes anew: a save whose records lay in it may still
-    /// let them into the index.
-    async fn retire(&self, group: Group) -> u64 {
-        let mut evicted = 0;
+    /// Ends the use of an empty segment, once those that hold it have let go. Nobody comes anew, as
+    /// its blocks are in no index, and leases end.
+    async fn retire(&self, group: Group) {
         loop {
-            evicted += self.empty(group);
             let ended = self.lease_ended.notified();
-            match self.try_retire(group) {
-                Retire::Done => return evicted,
-                Retire::Entered => {}
-                Retire::Held => ended.await,
+            if self.retire_unless_held(group) {
+                return;
             }
+            ended.await;
         }
     }
 
-    fn try_retire(&self, group: Group) -> Retire {
+    fn retire_unless_held(&self, group: Group) -> bool {
         let mut state = self.state();
-        if state.segments.is_held(group) {
-            Retire::Held
-        } else if state.segments.get(group).live_blocks > 0 {
-            Retire::Entered
-        } else {
+        let is_held = state.segments.is_held(group);
+        if !is_held {
             state.segments.retire(group);
-            Retire::Done
         }
+        !is_held
     }
 
     /// The segment that was begun first, of those that are not half full of pinned blocks and that
@@ -359,14 +353,6 @@ impl Node {
         self.disk(drive).drive.append(append).ok()?;
         Some(stored)
     }
-}
-
-/// What stands between an emptied segment and its next use.
-enum Retire {
-    Done,
-    /// Blocks were let in since it was emptied.
-    Entered,
-    Held,
 }
 
 /// A record in its new place, which does not count yet.

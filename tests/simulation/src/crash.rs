@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Of the latest writes that no sync covers, every subset is tried; of those before, all or none.
-pub const WINDOW: usize = 6;
+pub const WINDOW: usize = 5;
 
 /// How much was tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
