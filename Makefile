@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR
 REFRAIN := "$(abspath $(CARGO_TARGET_DIR))/release/refrain"
 TRACE := demo/trace.jsonl
 
-.PHONY: demo test bench-smoke setup
+.PHONY: demo test simulate bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -16,6 +16,10 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 
 test: setup ## run every test
 	cargo test --release --locked --workspace
+
+SECONDS ?= 120
+simulate: setup ## run a node over simulated drives from new seeds, for SECONDS
+	cargo run --release --locked -p refrain-simulation -- --seconds $(SECONDS)
 
 bench-smoke: setup ## run every benchmark at tiny sizes: that they work, not what they measure
 	cargo bench --locked -p refrain-benches -- --smoke
