@@ -16,10 +16,9 @@ use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::{ReadError, Shape};
 use refrain_store::engine::{
-    Append, NewRecord, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
+    Append, NewRecord, Payload, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
 };
 use refrain_store::format::RecordHeader;
-use refrain_store::geometry::{HEADER_SIZE, Layout, StripeRange};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -267,8 +266,7 @@ impl Node {
         let (answer, stored) = oneshot::channel();
         let append = Append {
             header: record,
-            layout: layout_of(&header),
-            payload: frame.region().slice(HEADER_SIZE, header.stored_length() - HEADER_SIZE),
+            payload: Payload::of_record(&header, frame.region()).ok()?,
             keep: Some(Box::new(Arc::clone(frame))),
             reply: Box::new(move |outcome| {
                 // Whoever asked has gone; the record is written all the same.
@@ -293,16 +291,6 @@ fn is_retired(state: &State, drive: DriveId, segment: &SegmentStatus) -> bool {
     let group = Group::new(drive, segment.id);
     segment.state == SegmentState::Sealed
         && group.is_some_and(|group| state.segments.is_retired(group, segment.generation))
-}
-
-/// The layout that a record was written with.
-fn layout_of(header: &RecordHeader) -> Layout {
-    let range = |stripe: &refrain_store::format::Stripe| StripeRange {
-        offset: stripe.offset,
-        length: stripe.length,
-    };
-    let stripes = header.stripes.iter().map(range).collect();
-    Layout { stripes, layers_per_stripe: 1, payload_length: header.payload_length }
 }
 
 /// Answers one whole read.

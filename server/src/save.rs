@@ -12,8 +12,8 @@ use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::{KEY_SCHEME, SequenceHash};
 use refrain_store::arena::{Frame, Region};
-use refrain_store::drive::Refused;
-use refrain_store::engine::{Append, AppendError, NewRecord, Stored};
+use refrain_store::drive::{Drive, Refused};
+use refrain_store::engine::{Append, AppendError, NewRecord, Payload, Stored};
 use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
 use std::sync::Arc;
@@ -83,6 +83,45 @@ pub(crate) struct Batch {
     /// Of the namespace, when the blocks were sent.
     epoch: u64,
     begin: Instant,
+}
+
+/// Blocks of a commit that a drive has taken, each with where its answer comes.
+type Sent = Vec<(u32, oneshot::Receiver<Result<Stored, AppendError>>)>;
+
+impl Batch {
+    /// Queues the blocks at a drive, one by one: it writes the first while the next is checksummed.
+    /// With why not all of them were.
+    fn send(self, drive: &Drive) -> (Sent, Option<Refusal>) {
+        let Self { registration, hashes, blocks, epoch, .. } = self;
+        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
+        let mut sent = Vec::with_capacity(blocks.len());
+        for (block, region, keep) in blocks {
+            let header = NewRecord {
+                key_scheme: KEY_SCHEME,
+                sequence_hash: hashes[index(block)].0,
+                shard: registration.shard,
+                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
+                namespace: registration.digest.0,
+                epoch,
+                position: block,
+            };
+            let payload = match Payload::new(&registration.layout, region) {
+                Ok(payload) => payload,
+                Err(error) => return (sent, Some(refusal_of(error))),
+            };
+            let (answer, written_at) = oneshot::channel();
+            let reply = Box::new(move |outcome| {
+                // A commit waits for all of its blocks, unless the process ends.
+                let _ = answer.send(outcome);
+            });
+            match drive.append(Append { header, payload, keep, reply }) {
+                Ok(()) => sent.push((block, written_at)),
+                Err(Refused::Busy) => return (sent, Some(Refusal::Busy)),
+                Err(_) => return (sent, Some(Refusal::Draining)),
+            }
+        }
+        (sent, None)
+    }
 }
 
 impl Node {
@@ -237,41 +276,19 @@ impl Node {
 
     /// Writes a batch and lets it into the index.
     pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
-        let Batch { registration, hashes, blocks, epoch, begin } = batch;
-        let asked = count(blocks.len());
+        let asked = count(batch.blocks.len());
+        let (registration, hashes) = (Arc::clone(&batch.registration), Arc::clone(&batch.hashes));
+        let (epoch, begin) = (batch.epoch, batch.begin);
         let Some(drive) = self.choose_drive() else {
             self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
-        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
-        let (mut written, mut refusal) = (Vec::with_capacity(blocks.len()), None);
-        for (block, payload, keep) in blocks {
-            let header = NewRecord {
-                key_scheme: KEY_SCHEME,
-                sequence_hash: hashes[index(block)].0,
-                shard: registration.shard,
-                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
-                namespace: registration.digest.0,
-                epoch,
-                position: block,
-            };
-            let (answer, written_at) = oneshot::channel();
-            let reply = Box::new(move |outcome| {
-                // A commit waits for all of its blocks, unless the process ends.
-                let _ = answer.send(outcome);
-            });
-            let layout = registration.layout.clone();
-            let append = Append { header, layout, payload, keep, reply };
-            match self.disk(drive).drive.append(append) {
-                Ok(()) => written.push((block, written_at)),
-                Err(Refused::Busy) => refusal = Some(Refusal::Busy),
-                Err(_) => refusal = Some(Refusal::Draining),
-            }
-            if refusal.is_some() {
-                break;
-            }
-        }
+        let to = self.disk(drive).drive.clone();
+        // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
+        let sent = tokio::task::spawn_blocking(move || batch.send(&to)).await;
+        // It does not panic; a runtime that ends takes no more work.
+        let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
         for (block, written_at) in written {
             match written_at.await.unwrap_or(Err(AppendError::Stopped)) {
