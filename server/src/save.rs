@@ -3,8 +3,8 @@
 //! Nothing of a save waits for room: what the drives cannot take soon is refused. A block that was
 //! written and whose parent did not make it is never found; its record goes with its segment.
 
+use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
-use crate::metrics::Refusal;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
@@ -12,7 +12,7 @@ use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::{KEY_SCHEME, SequenceHash};
 use refrain_store::arena::{Frame, Region};
-use refrain_store::drive::{Drive, Refused};
+use refrain_store::drive::{Drive, Refused as Unqueued};
 use refrain_store::engine::{Append, AppendError, NewRecord, Payload, Stored};
 use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
@@ -20,6 +20,18 @@ use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
 use tokio::sync::oneshot;
+
+/// Why a block was not saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The drives are behind.
+    Busy,
+    NoSpace,
+    ReadOnly,
+    Draining,
+    /// The block before it is not resident.
+    NoParent,
+}
 
 /// What a save may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +128,7 @@ impl Batch {
             });
             match drive.append(Append { header, payload, keep, reply }) {
                 Ok(()) => sent.push((block, written_at)),
-                Err(Refused::Busy) => return (sent, Some(Refusal::Busy)),
+                Err(Unqueued::Busy) => return (sent, Some(Refusal::Busy)),
                 Err(_) => return (sent, Some(Refusal::Draining)),
             }
         }
@@ -154,7 +166,7 @@ impl Node {
             None
         };
         if let Some(refusal) = refusal {
-            self.metrics.refused(refusal, u64::from(end - start));
+            self.refuse(state, &registration, &hashes[index(start)..index(end)], refusal);
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: Some(refusal) });
         }
         let block_bytes = registration.layout.stored_length();
@@ -163,7 +175,8 @@ impl Node {
         let taken = wanted.min(u32::try_from(room).unwrap_or(u32::MAX));
         let refusal = (taken < wanted).then_some(Refusal::Busy);
         if taken < wanted {
-            self.metrics.refused(Refusal::Busy, u64::from(wanted - taken));
+            let refused = &hashes[index(start + taken)..index(end)];
+            self.refuse(state, &registration, refused, Refusal::Busy);
         }
         let blocks: Vec<u32> = (start..start + taken).collect();
         if blocks.is_empty() {
@@ -180,11 +193,32 @@ impl Node {
         Ok(Reserved { reservation, blocks, refusal })
     }
 
+    /// Counts blocks that are not saved, and remembers them for whoever asks why they miss.
+    fn refuse(
+        &self,
+        state: &mut State,
+        registration: &Registration,
+        hashes: &[SequenceHash],
+        why: Refusal,
+    ) {
+        self.metrics.refused(why, u64::from(count(hashes.len())));
+        let refused = Refused { why, at: self.clock.now() };
+        for &sequence in hashes {
+            let key = BlockKey { sequence, shard: registration.shard };
+            state.fates.refused(key, refused);
+        }
+    }
+
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
     fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
         let queued: u64 = self.disks.iter().map(|disk| disk.drive.stats().queued_write_bytes).sum();
         let taken = queued + state.leases.reserved_bytes();
-        let room = self.config.save_queue.saturating_sub(taken);
+        let beside_pins = self.numbered_disks().map(|(id, _)| self.room_beside_pins(state, id));
+        let beside_pins = beside_pins.fold(0, u64::saturating_add);
+        let room = self.config.save_queue.min(beside_pins).saturating_sub(taken);
+        if beside_pins < block_bytes {
+            return 0;
+        }
         if taken == 0 { room.max(block_bytes) } else { room }
     }
 
@@ -276,11 +310,11 @@ impl Node {
 
     /// Writes a batch and lets it into the index.
     pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
-        let asked = count(batch.blocks.len());
         let (registration, hashes) = (Arc::clone(&batch.registration), Arc::clone(&batch.hashes));
         let (epoch, begin) = (batch.epoch, batch.begin);
+        let asked: Vec<_> = batch.blocks.iter().map(|(block, ..)| hashes[index(*block)]).collect();
         let Some(drive) = self.choose_drive() else {
-            self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
+            self.refuse(&mut self.state(), &registration, &asked, Refusal::ReadOnly);
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
@@ -300,7 +334,8 @@ impl Node {
         let saved = &stored[..index(committed.saved)];
         let durable = durable && self.is_promised(drive, saved).await;
         if let Some(refusal) = committed.refusal {
-            self.metrics.refused(refusal, u64::from(asked - committed.saved));
+            let refused = &asked[index(committed.saved)..];
+            self.refuse(&mut self.state(), &registration, refused, refusal);
         }
         let bytes = u64::from(committed.saved) * registration.layout.payload_length;
         self.metrics.saved(u64::from(committed.saved), bytes, begin.elapsed());
@@ -361,16 +396,17 @@ impl Node {
 
     /// The writable drive with the shortest queue for its speed; of equals, the emptiest.
     fn choose_drive(&self) -> Option<DriveId> {
-        let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
-        let writable = drives.filter_map(|(id, disk)| {
+        let state = self.state();
+        let writable = self.numbered_disks().filter_map(|(id, disk)| {
             let stats = disk.drive.stats();
             let rate = stats.write_bytes_per_second.max(1 << 20);
             let wait_ms = stats.queued_write_bytes.saturating_mul(1000) / rate;
             let used = u64::from(stats.segments) - stats.segments_free;
             let used_share = used * 1000 / u64::from(stats.segments.max(1));
-            stats.writable.then_some((wait_ms, used_share, id))
+            let is_short = self.room_beside_pins(&state, id) == 0;
+            stats.writable.then_some((is_short, wait_ms, used_share, id))
         });
-        writable.min().map(|(_, _, id)| id)
+        writable.min().map(|(.., id)| id)
     }
 }
 
