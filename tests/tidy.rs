@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "refrain-store",
         ],
     ),
+    ("refrain-python", &["refrain-client"]),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];
 

@@ -37,7 +37,7 @@ impl Client {
     }
 
     /// Names what this worker caches.
-    #[pyo3(signature = (namespace, *, shard=0, block_bytes=None))]
+    #[pyo3(signature = (namespace, *, shard, block_bytes=None))]
     fn register(
         &self,
         py: Python<'_>,

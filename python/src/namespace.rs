@@ -43,8 +43,8 @@ pub(crate) struct Namespace(pub(crate) v1::Namespace);
 impl Namespace {
     #[new]
     #[pyo3(signature = (*, tenant, model, weights, config_digest, kv_dtype, block_tokens, layers,
-        layer_bytes, layout, groups, tensor_parallel=1, pipeline_parallel=1, context_parallel=1,
-        adapter_digest=vec![], salt=vec![]))]
+        layer_bytes, layout, groups, tensor_parallel, pipeline_parallel, context_parallel,
+        adapter_digest, salt))]
     #[expect(clippy::too_many_arguments, reason = "a record: Python names each of them")]
     fn new(
         tenant: String,

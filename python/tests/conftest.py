@@ -139,6 +139,11 @@ def namespace(**fields) -> kv.Namespace:
         "layer_bytes": PAGES_PER_BLOCK * PAGE_BYTES,
         "layout": "key_value",
         "groups": [kv.AttentionGroup.full(LAYERS)],
+        "tensor_parallel": 1,
+        "pipeline_parallel": 1,
+        "context_parallel": 1,
+        "adapter_digest": b"",
+        "salt": b"",
     }
     return kv.Namespace(**{**whole, **fields})
 

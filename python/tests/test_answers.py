@@ -14,13 +14,21 @@ from test_caches import BLOCKS, Worker
 
 
 @pytest.mark.parametrize(
-    "field",
-    ["tenant", "model", "weights", "config_digest", "kv_dtype", "block_tokens", "groups"],
+    ("field", "empty", "named"),
+    [
+        ("tenant", "", "tenant"),
+        ("model", "", "model"),
+        ("weights", "", "weights"),
+        ("config_digest", b"", "config_digest"),
+        ("kv_dtype", "", "kv_dtype"),
+        ("block_tokens", 0, "block_tokens"),
+        ("groups", [], "groups"),
+        ("tensor_parallel", 0, "parallel.tensor"),
+    ],
 )
-def test_a_missing_namespace_field_is_refused_by_its_name(client, field):
-    empty = {"config_digest": b"", "block_tokens": 0, "groups": []}.get(field, "")
-    with pytest.raises(kv.RefusedError, match=f"`{field}` is missing") as refused:
-        client.register(namespace(**{field: empty}))
+def test_a_missing_namespace_field_is_refused_by_its_name(client, field, empty, named):
+    with pytest.raises(kv.RefusedError, match=f"`{named}` is missing") as refused:
+        client.register(namespace(**{field: empty}), shard=0)
     assert (refused.value.code, refused.value.retry) == ("invalid_argument", False)
 
 
@@ -33,13 +41,13 @@ def test_a_namespace_field_that_is_not_given_is_named():
 
 def test_a_block_of_other_bytes_than_registered_is_refused(client):
     with pytest.raises(kv.RefusedError, match="block"):
-        client.register(namespace(), block_bytes=1)
+        client.register(namespace(), shard=0, block_bytes=1)
 
 
 def test_an_arena_without_room_for_a_block_is_an_error_of_its_own(sidecar):
     with kv.Client(sidecar.address, session_arena_bytes=4096, deadline=PATIENCE) as client:
         with pytest.raises(kv.ArenaTooSmallError) as refused:
-            client.register(namespace())
+            client.register(namespace(), shard=0)
     assert (refused.value.code, refused.value.retry) == ("arena_too_small", False)
 
 
@@ -58,7 +66,7 @@ def test_a_sidecar_that_is_not_there_is_absent_and_a_text_that_is_no_address_is_
 def test_the_environment_names_the_sidecar(sidecar, monkeypatch):
     monkeypatch.setenv("REFRAIN_ADDRESS", sidecar.address)
     with kv.Client() as client:
-        client.register(namespace())
+        client.register(namespace(), shard=0)
 
 
 def test_a_save_that_the_drives_are_too_slow_for_is_refused_without_an_error(sidecars):

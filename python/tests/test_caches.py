@@ -73,7 +73,7 @@ class Worker:
         self.cache = kv.KvCache(
             layers, pages_per_block=PAGES_PER_BLOCK, pages=PAGES if layout is by_address else None
         )
-        self.registration = client.register(namespace())
+        self.registration = client.register(namespace(), shard=0)
         self.order = random.Random(seed).sample(range(PAGES), BLOCKS * PAGES_PER_BLOCK)
 
     def pages(self, blocks: range) -> list[int]:
@@ -265,7 +265,7 @@ def test_attention_groups_have_pages_of_their_own(client):
     groups = [kv.AttentionGroup.full(6), kv.AttentionGroup.sliding_window(2, 16)]
     layers = [np.zeros((8, PAGES_PER_BLOCK * PAGE_BYTES), np.uint8) for _ in range(LAYERS)]
     cache = kv.KvCache(layers, groups=[0] * 6 + [1] * 2)
-    registration = client.register(namespace(groups=groups))
+    registration = client.register(namespace(groups=groups), shard=0)
     for layer in layers:
         layer[...] = np.random.default_rng(1).integers(0, 256, layer.shape)
     first, last = layers[0][[1, 2]].copy(), layers[7][[5, 4]].copy()

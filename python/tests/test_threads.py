@@ -201,7 +201,7 @@ def test_no_call_after_close_does_more_than_raise(relay, relayed):
     assert pending.done()
     for call in (
         pending.result,
-        lambda: relayed.register(namespace()),
+        lambda: relayed.register(namespace(), shard=0),
         lambda: worker.registration.lookup(tokens),
         lambda: worker.registration.begin_lookup(tokens),
         lambda: worker.registration.layers_per_stripe,
@@ -295,5 +295,5 @@ def in_the_child(sidecar, client, worker, lookup, load, pending) -> int:
     del client, worker, lookup, load, pending
     gc.collect()
     with kv.Client(address, session_arena_bytes=16 << 20) as client:
-        matched = client.register(namespace()).lookup(prompt(8, 2)).matched_blocks
+        matched = client.register(namespace(), shard=0).lookup(prompt(8, 2)).matched_blocks
     return 0 if matched == 2 else 2

@@ -42,6 +42,10 @@ def cache(client, layers, **more):
         model="tiny",
         weights="seed 1",
         config_digest=b"config",
+        adapter_digest=b"",
+        salt=b"",
+        parallel=(1, 1, 1),
+        shard=0,
     )
     return paged.PagedCache(client, layers, **{**fields, **more})
 

@@ -47,8 +47,8 @@ class AttentionGroup:
 
 @final
 class Namespace:
-    """All that must be equal before the KV of equal tokens is. Nothing has a safe default, but
-    that a model runs on one rank, without an adapter and a salt."""
+    """All that must be equal before the KV of equal tokens is. Nothing of it has a safe default: a
+    model without an adapter says so, by an empty digest."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Namespace:
         layer_bytes: int,
         layout: Literal["key_value", "latent"],
         groups: Sequence[AttentionGroup],
-        tensor_parallel: int = 1,
-        pipeline_parallel: int = 1,
-        context_parallel: int = 1,
-        adapter_digest: bytes = b"",
-        salt: bytes = b"",
+        tensor_parallel: int,
+        pipeline_parallel: int,
+        context_parallel: int,
+        adapter_digest: bytes,
+        salt: bytes,
     ) -> None: ...
     @property
     def block_tokens(self) -> int: ...
@@ -90,7 +90,7 @@ class Client(_Closes):
         deadline: float = 5.0,
     ) -> None: ...
     def register(
-        self, namespace: Namespace, *, shard: int = 0, block_bytes: int | None = None
+        self, namespace: Namespace, *, shard: int, block_bytes: int | None = None
     ) -> Registration: ...
     @property
     def closed(self) -> bool: ...

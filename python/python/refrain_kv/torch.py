@@ -32,7 +32,9 @@ class PagedCache:
 
     `layers` has for each layer its tensor, or its tensors (keys and values). A tensor's first axis
     is that of pages, of `page_tokens` tokens each; `pages_per_block` pages make up a block, the unit
-    of reuse. `weights` and `config_digest` must tell apart whatever computes other KV.
+    of reuse. `weights`, `config_digest`, `adapter_digest` and `salt` must tell apart whatever computes
+    other KV, and has no business with this one's; the last two may be empty. `parallel` is how many
+    ranks share a block: tensor-, pipeline- and context-parallel; `shard` is this rank's number.
     """
 
     def __init__(
@@ -47,10 +49,10 @@ class PagedCache:
         model: str,
         weights: str,
         config_digest: bytes,
-        adapter_digest: bytes = b"",
-        salt: bytes = b"",
-        tensor_parallel: int = 1,
-        shard: int = 0,
+        adapter_digest: bytes,
+        salt: bytes,
+        parallel: tuple[int, int, int],
+        shard: int,
     ) -> None:
         planes = [[it] if isinstance(it, torch.Tensor) else list(it) for it in layers]
         first = planes[0][0]
@@ -66,6 +68,7 @@ class PagedCache:
         # A page whose axes stand in another order holds other bytes.
         shapes = [[tuple(plane.shape[1:]) for plane in layer] for layer in planes]
         digest = hashlib.sha256(repr((config_digest, page_tokens, shapes)).encode())
+        tensor, pipeline, context = parallel
         namespace = Namespace(
             tenant=tenant,
             model=model,
@@ -78,7 +81,9 @@ class PagedCache:
             layer_bytes=self._cache.layer_bytes,
             layout=layout,
             groups=[AttentionGroup.full(len(planes))],
-            tensor_parallel=tensor_parallel,
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
+            context_parallel=context,
             adapter_digest=adapter_digest,
             salt=salt,
         )
