@@ -26,6 +26,8 @@ python: setup $(VENV)/installed ## build the wheel of the Python package, instal
 	rm -rf "$(WHEELS)"
 	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
 	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
+	"$(BIN)/mypy" --strict --no-error-summary --exclude torch.py python/python/refrain_kv
 	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
 
 # Tools of pinned versions, in an environment of their own.

@@ -2,8 +2,8 @@
 
     python python/tests/gpu_check.py --refrain target/release/refrain
 
-needs PyTorch with CUDA and the wheel; `--device cpu` does the same without streams. Each claim prints
-a line; the first that does not hold ends it.
+needs PyTorch with CUDA and the wheel; `--device cpu` does the same without streams. Each claim
+prints a line; the first that does not hold ends it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Check:
 
     def load(self) -> float:
         """What is on the stream when a load begins is done before a page is written; what is put
-        there behind `layer` is done after the layer is there. Nobody waits for the GPU meanwhile."""
+        there behind `layer` is done after the layer is there, and nobody waits for the GPU."""
         found = []
         with self.on_stream():
             self.delay()

@@ -82,7 +82,10 @@ def test_a_save_that_the_drives_are_too_slow_for_is_refused_without_an_error(sid
                 if lookup.matched_blocks == BLOCKS:
                     break
                 rest = range(lookup.matched_blocks, BLOCKS)
-                assert lookup.save_from(worker.cache, worker.pages(rest)).refusal in ("none", "busy")
+                assert lookup.save_from(worker.cache, worker.pages(rest)).refusal in (
+                    "none",
+                    "busy",
+                )
         worker.clear()
         with worker.registration.lookup(tokens) as lookup:
             assert lookup.load_into(worker.cache, worker.order).finish().blocks == BLOCKS

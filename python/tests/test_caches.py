@@ -19,7 +19,9 @@ HALF = PAGE_BYTES // 2
 
 def together() -> tuple[list, list]:
     """Keys and values of a page lie side by side."""
-    layers = [np.zeros((PAGES, 2, PAGE_TOKENS, HALF // PAGE_TOKENS), np.uint8) for _ in range(LAYERS)]
+    layers = [
+        np.zeros((PAGES, 2, PAGE_TOKENS, HALF // PAGE_TOKENS), np.uint8) for _ in range(LAYERS)
+    ]
     return layers, [[layer] for layer in layers]
 
 
@@ -38,7 +40,10 @@ def all_in_one() -> tuple[list, list]:
 
 def with_gaps() -> tuple[list, list]:
     """Each token's bytes are followed by something else."""
-    wide = [np.zeros((PAGES, PAGE_TOKENS, PAGE_BYTES // PAGE_TOKENS + 64), np.uint8) for _ in range(LAYERS)]
+    wide = [
+        np.zeros((PAGES, PAGE_TOKENS, PAGE_BYTES // PAGE_TOKENS + 64), np.uint8)
+        for _ in range(LAYERS)
+    ]
     layers = [layer[:, :, :-64] for layer in wide]
     return layers, [[layer] for layer in layers]
 
@@ -85,7 +90,9 @@ class Worker:
 
     def compute(self, seed: int, blocks: range) -> None:
         """Puts each page's own bytes into it, as a model does."""
-        for index, page in zip(range(blocks.start * PAGES_PER_BLOCK, BLOCKS * PAGES_PER_BLOCK), self.pages(blocks)):
+        for index, page in zip(
+            range(blocks.start * PAGES_PER_BLOCK, BLOCKS * PAGES_PER_BLOCK), self.pages(blocks)
+        ):
             for layer in range(LAYERS):
                 halves = self._halves(layer, page)
                 for part, half in enumerate(halves):

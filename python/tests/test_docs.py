@@ -7,7 +7,9 @@ import re
 import pytest
 from conftest import ROOT
 
-EXAMPLES = re.findall(r"^```python (\w+)\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), re.M | re.S)
+EXAMPLES = re.findall(
+    r"^```python (\w+)\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), re.M | re.S
+)
 
 
 @pytest.mark.parametrize(("needs", "example"), EXAMPLES, ids=[needs for needs, _ in EXAMPLES])

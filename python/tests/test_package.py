@@ -49,7 +49,6 @@ def test_a_stub_has_the_methods_and_parameters_of_its_class(name):
         assert [it for it in inspect.signature(getattr(kind, method)).parameters] == said, method
 
 
-
 def test_neither_numpy_nor_pytorch_is_imported_by_the_package():
     script = "import sys, refrain_kv; sys.exit(bool({'numpy', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -8,6 +8,7 @@ that a call is known to be under way.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -70,7 +71,7 @@ class Relay:
 
 
 def begins_a_call(said: bytes) -> bool:
-    """Whether one of these HTTP/2 frames has headers; what only keeps the connection up has none."""
+    """Whether one of these HTTP/2 frames has headers; what keeps the connection up has none."""
     while said:
         length, kind = int.from_bytes(said[:3], "big"), said[3]
         if kind == 1:
@@ -279,7 +280,7 @@ def in_the_child(sidecar, client, worker, lookup, load, pending) -> int:
     # A hang ends it too.
     signal.alarm(int(PATIENCE))
     for call in (
-        lambda: worker.registration.lookup(prompt(8, 2)),
+        functools.partial(worker.registration.lookup, prompt(8, 2)),
         lookup.release,
         load.finish,
         pending.done,
@@ -292,7 +293,7 @@ def in_the_child(sidecar, client, worker, lookup, load, pending) -> int:
             pass
     client.close()
     address = sidecar.address
-    del client, worker, lookup, load, pending
+    del call, client, worker, lookup, load, pending
     gc.collect()
     with kv.Client(address, session_arena_bytes=16 << 20) as client:
         matched = client.register(namespace(), shard=0).lookup(prompt(8, 2)).matched_blocks

@@ -102,7 +102,7 @@ class Registration(_Closes):
     """A namespace and shard that lookups are made in. It outlives the sidecar."""
 
     def lookup(self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()) -> Lookup:
-        """The longest resident prefix of a prompt, leased. `extra_keys` make equal tokens unequal."""
+        """The longest resident prefix of a prompt, leased. `extra_keys` part equal tokens."""
     def begin_lookup(
         self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()
     ) -> Pending[Lookup]: ...
@@ -116,8 +116,8 @@ class Registration(_Closes):
 
 @final
 class Plane:
-    """An array of pages by its address: a page is `rows` runs of `row_bytes`. That it is memory, and
-    stays so while the cache is open, is the caller's word."""
+    """An array of pages by its address: a page is `rows` runs of `row_bytes`. That it is memory,
+    and stays so while the cache is open, is the caller's word."""
 
     def __init__(
         self,
@@ -250,9 +250,7 @@ class Loaded:
     @property
     def reason(
         self,
-    ) -> Literal[
-        "none", "deadline", "damaged", "no_memory", "drive", "lease", "unspecified"
-    ]:
+    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "unspecified"]:
         """Why they are; `unspecified` when the sidecar has gone."""
     @property
     def host_blocks(self) -> int: ...
@@ -272,9 +270,7 @@ class Saved:
     @property
     def refusal(
         self,
-    ) -> Literal[
-        "none", "busy", "no_space", "read_only", "draining", "no_parent", "unspecified"
-    ]:
+    ) -> Literal["none", "busy", "no_space", "read_only", "draining", "no_parent", "unspecified"]:
         """Why it is not all; `unspecified` when the lease or the sidecar has gone."""
     @property
     def durable(self) -> bool: ...

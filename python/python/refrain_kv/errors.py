@@ -2,7 +2,8 @@
 
 
 class RefrainError(Exception):
-    """Base of all: `code` is a stable name to branch on, `retry` whether the call may succeed later."""
+    """Base of all: `code` is a stable name to branch on, `retry` says whether the same call may
+    succeed later."""
 
     code: str
     retry: bool
@@ -37,7 +38,7 @@ class CacheError(RefrainError):
 
 
 class TransferError(RefrainError):
-    """The GPU, or the thread that copies, is of no more use; or the load was cancelled meanwhile."""
+    """The GPU, or the thread that copies, is of no more use; or the load was cancelled."""
 
 
 class AnswerError(RefrainError):

@@ -1,7 +1,8 @@
 """A paged KV cache of PyTorch tensors whose prompts are kept: look up, load what is there, compute
 the rest, save it.
 
-Nothing here fails because the sidecar is absent or busy: that is a miss, or a save of nothing.
+Once the cache is registered, nothing here fails because the sidecar is absent or busy: that is a
+miss, or a save of nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class PagedCache:
     """The tensors that a model keeps its KV in, and the namespace that its prompts are kept under.
 
     `layers` has for each layer its tensor, or its tensors (keys and values). A tensor's first axis
-    is that of pages, of `page_tokens` tokens each; `pages_per_block` pages make up a block, the unit
-    of reuse. `weights`, `config_digest`, `adapter_digest` and `salt` must tell apart whatever computes
-    other KV, and has no business with this one's; the last two may be empty. `parallel` is how many
-    ranks share a block: tensor-, pipeline- and context-parallel; `shard` is this rank's number.
+    is that of pages, of `page_tokens` tokens each; `pages_per_block` pages make up a block, the
+    unit of reuse. `weights`, `config_digest`, `adapter_digest` and `salt` must tell apart whatever
+    computes other KV, or has no business with this one's; the last two may be empty. `parallel`
+    is how many ranks share a block: tensor-, pipeline- and context-parallel; `shard` is this one's.
     """
 
     def __init__(
