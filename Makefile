@@ -3,8 +3,12 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 REFRAIN := "$(abspath $(CARGO_TARGET_DIR))/release/refrain"
 TRACE := demo/trace.jsonl
+PYTHON ?= python3
+VENV ?= python/.venv
+WHEELS := $(abspath $(CARGO_TARGET_DIR))/wheels
+BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test simulate bench-smoke setup
+.PHONY: demo test simulate python bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -14,12 +18,27 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 	@echo "Replaying it on a sidecar in demo/, on 5 GiB of disk; half-way the sidecar is killed and started again."
 	cd demo && $(REFRAIN) replay $(notdir $(TRACE)) --block-bytes 128KiB --capacity 5GiB --kill-at half
 
-test: setup ## run every test
+test: setup ## run every test of the Rust crates
 	cargo test --release --locked --workspace
 
 SECONDS ?= 120
 simulate: setup ## run a node over simulated drives from new seeds, for SECONDS
 	cargo run --release --locked -p refrain-simulation -- --seconds $(SECONDS)
+
+python: setup $(VENV)/installed ## build the wheel of the Python package, install it beside its tools, run its tests
+	cargo build --release --locked -p refrain
+	rm -rf "$(WHEELS)"
+	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
+	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
+	"$(BIN)/mypy" --strict --no-error-summary --exclude torch.py python/python/refrain_kv
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
+
+# Tools of pinned versions, in an environment of their own.
+$(VENV)/installed: python/requirements-dev.txt
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/pip" install --quiet --requirement python/requirements-dev.txt
+	touch "$@"
 
 bench-smoke: setup ## run every benchmark at tiny sizes: that they work, not what they measure
 	cargo bench --locked -p refrain-benches -- --smoke

@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // Simulates a node: what is above the drives, and what is below.
     ("refrain-simulation", &["refrain-index", "refrain-server", "refrain-store"]),
+    ("refrain-python", &["refrain-client"]),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];
 

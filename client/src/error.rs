@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, Error)]
@@ -58,6 +58,34 @@ pub enum Absence {
 }
 
 impl ClientError {
+    /// A name to branch on, which stays the same from version to version.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Absent { .. } => "absent",
+            Self::Refused { source, .. } => code_name(source.code()),
+            Self::ArenaTooSmall { .. } => "arena_too_small",
+            Self::BlocksOutOfRange { .. } => "blocks_out_of_range",
+            Self::Cache { .. } => "cache",
+            Self::Transfer { .. } => "transfer",
+            Self::Answer { .. } => "answer",
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Absent { .. } => true,
+            Self::Refused { source, .. } => {
+                matches!(source.code(), Code::ResourceExhausted | Code::Unavailable)
+            }
+            Self::ArenaTooSmall { .. }
+            | Self::BlocksOutOfRange { .. }
+            | Self::Cache { .. }
+            | Self::Transfer { .. }
+            | Self::Answer { .. } => false,
+        }
+    }
+
     pub(crate) fn from_batch(error: &BatchError) -> Self {
         match error {
             BatchError::Layout(source) => Self::Cache { source: *source },
@@ -74,5 +102,27 @@ impl ClientError {
             Failure::Late(limit) => absent(Absence::Late { limit }),
             Failure::Unknown(source) | Failure::Refused(source) => Self::Refused { call, source },
         }
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
     }
 }

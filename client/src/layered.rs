@@ -102,6 +102,17 @@ impl LayeredLoad {
         Ok(usable)
     }
 
+    /// Ends it, as dropping it does, for whoever else still waits.
+    pub fn cancel(&self) {
+        self.feeding.abort();
+        self.transfer.abandon();
+    }
+
+    /// Layers of the cache that it goes into.
+    pub fn layers(&self) -> u32 {
+        self.layers
+    }
+
     /// How many layers, from the first one on, are on their way: for these, [`LayeredLoad::layer`]
     /// does not wait at all.
     pub fn layers_on_their_way(&self) -> u32 {
@@ -111,7 +122,7 @@ impl LayeredLoad {
 
     /// Waits until all is copied, and says how it ended. The blocks count when
     /// [`crate::Lookup::release`] afterwards says that the lease held.
-    pub async fn finish(self) -> Result<Done, ClientError> {
+    pub async fn finish(&self) -> Result<Done, ClientError> {
         let mut progress = self.progress.clone();
         let over = |it: &Progress| it.error.is_some() || (it.copied && it.done.is_some());
         let progress = progress.wait_for(over).await.map_err(|_| transfer(CopyError::Stopped))?;
@@ -125,8 +136,7 @@ impl LayeredLoad {
 
 impl Drop for LayeredLoad {
     fn drop(&mut self) {
-        self.feeding.abort();
-        self.transfer.abandon();
+        self.cancel();
     }
 }
 

@@ -178,10 +178,12 @@ impl Lookup {
     }
 
     /// Ends the lease, after all that was loaded has been copied out. `true`: it held all the
-    /// while, and the copies count. `false`: discard them.
-    pub async fn release(self) -> Result<bool, ClientError> {
+    /// while, and the copies count. `false`: discard them; so it is once the lease was released.
+    pub async fn release(&self) -> Result<bool, ClientError> {
         let connection = Arc::clone(&self.lease.connection);
-        self.lease.released.store(true, Ordering::Relaxed);
+        if self.lease.released.swap(true, Ordering::Relaxed) {
+            return Ok(false);
+        }
         let lease = Arc::clone(&self.lease);
         // Whoever stops waiting has released it all the same.
         let releasing = connection.runtime().spawn(async move { lease.release().await });

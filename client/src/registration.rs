@@ -14,6 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[non_exhaustive]
 pub enum Prompt<'a> {
     Tokens(&'a [u32]),
+    /// Tokens, and digests that make equal ones unequal, of images say.
+    Keyed {
+        tokens: &'a [u32],
+        extra_keys: &'a [Vec<u8>],
+    },
     /// Names that the engine has for its blocks, each naming the whole prefix.
     Engine(&'a [Vec<u8>]),
 }
@@ -65,17 +70,13 @@ impl Registration {
 
     /// The longest resident prefix of a prompt, leased. No match is an answer with no blocks.
     pub async fn lookup(&self, prompt: Prompt<'_>) -> Result<Lookup, ClientError> {
-        let prompt = encode(prompt);
+        let (prompt, extra_keys) = encode(prompt);
         let deadline = self.shared.client.deadline();
         let connection = self.shared.client.connection(deadline).await?;
         let Registered { registration, layout, .. } =
             self.registered_on(&connection, deadline).await?;
-        let request = v1::LookupRequest {
-            registration,
-            prompt: Some(prompt),
-            extra_keys: Vec::new(),
-            lease_ms: 0,
-        };
+        let request =
+            v1::LookupRequest { registration, prompt: Some(prompt), extra_keys, lease_ms: 0 };
         let limit = self.shared.client.deadline_limit();
         Lookup::request(connection, layout, limit, request, deadline).await
     }
@@ -144,18 +145,23 @@ pub(crate) fn session_failure(
     connection.error(call, failure)
 }
 
-fn encode(prompt: Prompt<'_>) -> lookup_request::Prompt {
+/// A prompt and the extra keys of its first block, as messages have them.
+fn encode(prompt: Prompt<'_>) -> (lookup_request::Prompt, Vec<Vec<u8>>) {
     match prompt {
-        Prompt::Tokens(tokens) => {
-            let mut bytes = vec![0; size_of_val(tokens)];
-            let (pieces, _) = bytes.as_chunks_mut();
-            for (piece, token) in pieces.iter_mut().zip(tokens) {
-                *piece = token.to_le_bytes();
-            }
-            lookup_request::Prompt::Tokens(bytes.into())
-        }
+        Prompt::Tokens(tokens) => (encode_tokens(tokens), Vec::new()),
+        Prompt::Keyed { tokens, extra_keys } => (encode_tokens(tokens), extra_keys.to_vec()),
         Prompt::Engine(hashes) => {
-            lookup_request::Prompt::Engine(v1::EngineHashes { hashes: hashes.to_vec() })
+            let hashes = v1::EngineHashes { hashes: hashes.to_vec() };
+            (lookup_request::Prompt::Engine(hashes), Vec::new())
         }
     }
+}
+
+fn encode_tokens(tokens: &[u32]) -> lookup_request::Prompt {
+    let mut bytes = vec![0; size_of_val(tokens)];
+    let (pieces, _) = bytes.as_chunks_mut();
+    for (piece, token) in pieces.iter_mut().zip(tokens) {
+        *piece = token.to_le_bytes();
+    }
+    lookup_request::Prompt::Tokens(bytes.into())
 }

@@ -82,6 +82,7 @@ async fn sidecar_that_was_never_there_is_absent_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let absent = Client::connect(config(&directory, 1, LONG)).await.unwrap_err();
     assert!(absent.to_string().starts_with("no sidecar at unix:"), "{absent}");
+    assert_eq!((absent.code(), absent.retry()), ("absent", true));
     assert!(matches!(absent, ClientError::Absent { source, .. }
         if matches!(*source, Absence::Socket { .. })));
 }
@@ -119,6 +120,7 @@ async fn restarted_sidecar_is_found_and_told_again_what_is_cached() {
 async fn refused_registration_names_the_field() {
     let pair = Pair::start(1, LONG).await;
     let refused = pair.client.register(Namespace::default(), 0, 9000).await.unwrap_err();
+    assert_eq!((refused.code(), refused.retry()), ("invalid_argument", false));
     assert!(matches!(refused, ClientError::Refused { source, .. }
         if source.message().contains("tenant")));
 }
@@ -166,6 +168,17 @@ async fn session_ends_with_its_last_user() {
     drop((pair.client, pair.registration));
     assert!(pair.fake.seen.try_recv().is_err());
     drop(lookup);
+    pair.fake.expect(Seen::Released { lease: 77 }).await;
+    pair.fake.expect(Seen::SessionEnded).await;
+}
+
+#[tokio::test]
+async fn lease_is_released_once_however_often_it_is_asked_for() {
+    let mut pair = Pair::start(1, LONG).await;
+    let lookup = pair.lookup(&[1, 2]).await;
+    assert!(lookup.release().await.unwrap());
+    assert!(!lookup.release().await.unwrap());
+    drop((lookup, pair.client, pair.registration));
     pair.fake.expect(Seen::Released { lease: 77 }).await;
     pair.fake.expect(Seen::SessionEnded).await;
 }

@@ -5,6 +5,7 @@ use crate::copier::Pinned;
 use crate::layout::{KvLayout, LayoutError, Pages};
 use crate::memory::{Memory, Place};
 use crate::plan::{Copy, Plan};
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
@@ -22,29 +23,39 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct PagedCache {
     layout: KvLayout,
-    /// `None` where the caller keeps it.
-    memory: Option<Memory>,
+    memory: Owned,
+}
+
+/// Whose memory the pages are.
+#[derive(Debug)]
+enum Owned {
+    ByCache(Memory),
+    /// Given back when the cache, and all copies of it, have ended.
+    ByCaller(#[expect(dead_code, reason = "kept for its drop")] Box<dyn Any + Send + Sync>),
 }
 
 impl PagedCache {
-    /// A cache in memory that the caller keeps.
+    /// A cache in memory of the caller's, which `keeper` keeps: it is dropped behind the last copy.
     ///
     /// # Safety
     ///
-    /// For as long as the value lives, every page of the layout is memory: of the device that the
+    /// For as long as the keeper lives, every page of the layout is memory: of the device that the
     /// copier in use with it was opened for, or of this process, readable and writable, for one
     /// that copies on the host. Nobody else uses a page while a load or save of it is under way.
     #[expect(unsafe_code, reason = "only the caller knows what lies at an address")]
-    pub unsafe fn at_addresses(layout: KvLayout) -> Result<Arc<Self>, LayoutError> {
+    pub unsafe fn at_addresses(
+        layout: KvLayout,
+        keeper: Box<dyn Any + Send + Sync>,
+    ) -> Result<Arc<Self>, LayoutError> {
         layout.check()?;
-        Ok(Arc::new(Self { layout, memory: None }))
+        Ok(Arc::new(Self { layout, memory: Owned::ByCaller(keeper) }))
     }
 
     /// A cache in memory of its own. The layout's addresses are the memory's.
     pub fn within(memory: Memory, layout: KvLayout) -> Result<Arc<Self>, LayoutError> {
         layout.check()?;
         layout.fits(&memory.addresses())?;
-        Ok(Arc::new(Self { layout, memory: Some(memory) }))
+        Ok(Arc::new(Self { layout, memory: Owned::ByCache(memory) }))
     }
 
     pub fn layout(&self) -> &KvLayout {
@@ -53,7 +64,10 @@ impl PagedCache {
 
     /// Its own memory, unless the caller keeps it.
     pub fn memory(&self) -> Option<&Memory> {
-        self.memory.as_ref()
+        match &self.memory {
+            Owned::ByCache(memory) => Some(memory),
+            Owned::ByCaller(_) => None,
+        }
     }
 }
 
@@ -114,7 +128,7 @@ impl Batch {
     /// Where the copies are made; `None` where arena and cache do not fit together.
     pub(crate) fn place(&self) -> Option<Place> {
         let place = self.arena.place();
-        let theirs = self.cache.memory.as_ref().map(Memory::place);
+        let theirs = self.cache.memory().map(Memory::place);
         theirs.is_none_or(|theirs| theirs == place).then_some(place)
     }
 

@@ -1,0 +1,291 @@
+"""The client, compiled."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, final
+
+_Answer = TypeVar("_Answer", covariant=True)
+
+class _Closes:
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = ...,
+        error: BaseException | None = ...,
+        trace: TracebackType | None = ...,
+        /,
+    ) -> None: ...
+
+class _ArrayInterface(Protocol):
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+class _CudaArrayInterface(Protocol):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+class _DLPack(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+class _Listed(Protocol):
+    def tolist(self) -> Any: ...
+
+_Array = _ArrayInterface | _DLPack | _CudaArrayInterface
+_Integers = Sequence[int] | _Listed
+_Pages = _Integers | Sequence[_Integers]
+
+@final
+class AttentionGroup:
+    """Layers that cache alike."""
+
+    @staticmethod
+    def full(layers: int) -> AttentionGroup: ...
+    @staticmethod
+    def sliding_window(layers: int, window_tokens: int) -> AttentionGroup: ...
+    @staticmethod
+    def recurrent(layers: int) -> AttentionGroup: ...
+
+@final
+class Namespace:
+    """All that must be equal before the KV of equal tokens is. Nothing of it has a safe default: a
+    model without an adapter says so, by an empty digest."""
+
+    def __init__(
+        self,
+        *,
+        tenant: str,
+        model: str,
+        weights: str,
+        config_digest: bytes,
+        kv_dtype: str,
+        block_tokens: int,
+        layers: int,
+        layer_bytes: int,
+        layout: Literal["key_value", "latent"],
+        groups: Sequence[AttentionGroup],
+        tensor_parallel: int,
+        pipeline_parallel: int,
+        context_parallel: int,
+        adapter_digest: bytes,
+        salt: bytes,
+    ) -> None: ...
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def block_bytes(self) -> int: ...
+
+@final
+class Client(_Closes):
+    """A session with the sidecar of this node, opened again by the next call after it was lost.
+
+    `address` is `unix:PATH`; by default `REFRAIN_ADDRESS`, then `unix:/run/refrain/refrain.sock`.
+    `deadline`, in seconds, is that of every call. Raises `AbsentError` where no sidecar answers.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        session_arena_bytes: int = 67108864,
+        deadline: float = 5.0,
+    ) -> None: ...
+    def register(
+        self, namespace: Namespace, *, shard: int, block_bytes: int | None = None
+    ) -> Registration: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None:
+        """Ends all that was made with it; then no page is read or written any more."""
+
+@final
+class Registration(_Closes):
+    """A namespace and shard that lookups are made in. It outlives the sidecar."""
+
+    def lookup(self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()) -> Lookup:
+        """The longest resident prefix of a prompt, leased. `extra_keys` part equal tokens."""
+    def begin_lookup(
+        self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()
+    ) -> Pending[Lookup]: ...
+    def lookup_hashes(self, hashes: Sequence[bytes]) -> Lookup:
+        """By an engine's names for its full blocks, each naming the whole prefix."""
+    def begin_lookup_hashes(self, hashes: Sequence[bytes]) -> Pending[Lookup]: ...
+    @property
+    def layers_per_stripe(self) -> int:
+        """Layers that arrive together."""
+    def close(self) -> None: ...
+
+@final
+class Plane:
+    """An array of pages by its address: a page is `rows` runs of `row_bytes`. That it is memory,
+    and stays so while the cache is open, is the caller's word."""
+
+    def __init__(
+        self,
+        address: int,
+        page_stride: int,
+        row_bytes: int,
+        *,
+        rows: int = 1,
+        row_stride: int | None = None,
+    ) -> None: ...
+
+@final
+class KvCache(_Closes):
+    """A paged KV cache in the memory of the host or of one GPU.
+
+    `layers` has for each layer its array of pages, or a list of such arrays (keys and values). The
+    first axis of an array is that of pages; the others lie in memory in their order. `groups` gives
+    each layer's attention group, where they are several. Arrays are kept until the last copy ends.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[_Array | Plane | Sequence[_Array | Plane]],
+        *,
+        pages_per_block: int = 1,
+        groups: Sequence[int] | None = None,
+        pages: int | None = None,
+        device: int | None = None,
+    ) -> None: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def layer_bytes(self) -> int:
+        """Of one layer of one block."""
+    @property
+    def device(self) -> int | None: ...
+    def close(self) -> None: ...
+
+@final
+class Lookup(_Closes):
+    """The blocks of a prompt and those of them that are resident, leased until it is closed.
+
+    `pages` are the page numbers of block `first` and those behind it, `pages_per_block` each; with
+    several attention groups, one list for each. 4294967295 stands for a page that is not kept.
+    `after` is a CUDA stream, as an integer, behind whose present work the copies begin.
+    """
+
+    @property
+    def prompt_blocks(self) -> int: ...
+    @property
+    def matched_blocks(self) -> int: ...
+    @property
+    def tiers(self) -> list[tuple[Literal["host", "ssd", "peer"], int]]: ...
+    @property
+    def expected_load(self) -> float:
+        """Seconds that a load of all matched blocks should take."""
+    def load_into(
+        self,
+        cache: KvCache,
+        pages: _Pages,
+        *,
+        first: int = 0,
+        deadline: float | None = None,
+        after: int | None = None,
+    ) -> Load: ...
+    def begin_load_into(
+        self,
+        cache: KvCache,
+        pages: _Pages,
+        *,
+        first: int = 0,
+        deadline: float | None = None,
+        after: int | None = None,
+    ) -> Pending[Load]: ...
+    def save_from(
+        self,
+        cache: KvCache,
+        pages: _Pages,
+        *,
+        first: int | None = None,
+        after: int | None = None,
+        durable: bool = False,
+    ) -> Saved:
+        """Saves blocks from `first` on (the first that was not matched, by default). The pages must
+        keep their bytes until it returns. A refusal is an answer."""
+    def begin_save_from(
+        self,
+        cache: KvCache,
+        pages: _Pages,
+        *,
+        first: int | None = None,
+        after: int | None = None,
+        durable: bool = False,
+    ) -> Pending[Saved]: ...
+    def renew(self, seconds: float = 0.0) -> bool:
+        """Prolongs the lease; `False`: it was over."""
+    def release(self) -> bool:
+        """Ends the lease, after all that was loaded has been copied. `False`: it did not hold all
+        the while, and what was loaded does not count."""
+    def begin_release(self) -> Pending[bool]: ...
+    def close(self) -> None:
+        """Has the lease released, without waiting for the answer."""
+
+@final
+class Load(_Closes):
+    """Blocks on their way into pages. Leaving it, or dropping it, cancels what has not come; then
+    the pages are the caller's again."""
+
+    def layer(self, layer: int, stream: int = 0) -> int:
+        """Waits until a layer is on its way, then has what is put on `stream` from now on wait for
+        it. Returns how many blocks may be read; that may become fewer from layer to layer, and what
+        was computed with more is to be thrown away."""
+    @property
+    def layers_on_their_way(self) -> int:
+        """How many layers `layer` does not wait for. Does not wait itself."""
+    def finish(self) -> Loaded:
+        """Waits until all is copied."""
+    def begin_finish(self) -> Pending[Loaded]: ...
+    def cancel(self) -> None: ...
+
+@final
+class Loaded:
+    """How a load ended."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks from this one on are misses."""
+    @property
+    def reason(
+        self,
+    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "unspecified"]:
+        """Why they are; `unspecified` when the sidecar has gone."""
+    @property
+    def host_blocks(self) -> int: ...
+    @property
+    def ssd_blocks(self) -> int: ...
+
+@final
+class Saved:
+    """What became of a save."""
+
+    @property
+    def offered(self) -> int:
+        """Blocks that the sidecar wanted: without those that it had, or had no room for."""
+    @property
+    def saved(self) -> int:
+        """How many of them are known to be stored, from the first one on."""
+    @property
+    def refusal(
+        self,
+    ) -> Literal["none", "busy", "no_space", "read_only", "draining", "no_parent", "unspecified"]:
+        """Why it is not all; `unspecified` when the lease or the sidecar has gone."""
+    @property
+    def durable(self) -> bool: ...
+
+@final
+class Pending(_Closes, Generic[_Answer]):
+    """A call that was begun and is not waited for. Dropping it cancels it."""
+
+    def done(self) -> bool:
+        """Whether `result` would not wait. Makes no call of any kind."""
+    def result(self, timeout: float | None = None) -> _Answer:
+        """Waits for the answer; raises `TimeoutError` after `timeout` seconds, and may be asked
+        again."""
+    def cancel(self) -> None:
+        """Ends it if it is not over. Afterwards none of its pages is read or written."""
+
+def forked() -> None:
+    """Called in the child of a fork."""

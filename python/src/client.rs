@@ -1,0 +1,73 @@
+//! The session of a worker with its sidecar.
+
+use crate::error::of_address;
+use crate::namespace::Namespace;
+use crate::numbers;
+use crate::registration::Registration;
+use crate::session::{Held, Session};
+use pyo3::prelude::*;
+use refrain_client::ClientConfig;
+
+/// Where a sidecar listens unless somebody says otherwise, as for the command line.
+const ADDRESS: &str = "unix:/run/refrain/refrain.sock";
+
+/// A connection to the sidecar of this node.
+#[pyclass(frozen, module = "refrain_kv")]
+#[derive(Debug)]
+pub(crate) struct Client(Held<refrain_client::Client>);
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (address=None, *, session_arena_bytes=64 << 20, deadline=5.0))]
+    fn new(
+        py: Python<'_>,
+        address: Option<String>,
+        session_arena_bytes: u64,
+        deadline: f64,
+    ) -> PyResult<Self> {
+        let address = address.or_else(|| std::env::var("REFRAIN_ADDRESS").ok());
+        let address = address.as_deref().unwrap_or(ADDRESS);
+        let address = address.parse().map_err(|error| of_address(&error))?;
+        let deadline = numbers::duration(deadline)?;
+        let config = ClientConfig { address, session_arena_bytes, deadline };
+        let session = Session::start()?;
+        let client = session.spawn(refrain_client::Client::connect(config))?.answer(py)?;
+        Ok(Self(Held::new(&session, client)?))
+    }
+
+    /// Names what this worker caches.
+    #[pyo3(signature = (namespace, *, shard, block_bytes=None))]
+    fn register(
+        &self,
+        py: Python<'_>,
+        namespace: &Namespace,
+        shard: u32,
+        block_bytes: Option<u64>,
+    ) -> PyResult<Registration> {
+        let (client, namespace) = (self.0.get()?, namespace.0.clone());
+        let taken_for = namespace.layer_bytes.saturating_mul(namespace.layers.into());
+        let block_bytes = block_bytes.unwrap_or(taken_for);
+        let registering = async move { client.register(namespace, shard, block_bytes).await };
+        let registration = self.0.session().spawn(registering)?.answer(py)?;
+        Registration::new(self.0.session(), registration)
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        !self.0.session().is_open()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        self.0.session().close(py);
+    }
+
+    fn __enter__(this: Py<Self>) -> Py<Self> {
+        this
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, py: Python<'_>, _error: &Bound<'_, PyAny>) {
+        self.close(py);
+    }
+}
