@@ -149,9 +149,11 @@ pub(crate) fn head(
         }
     }
     match (best, problem) {
-        // A torn bump leaves the copy before, which stands.
-        (Some(head), None | Some(SegmentProblem::DamagedHead { .. })) => (head, None),
-        (_, problem) => (unused, problem),
+        (_, newer @ Some(SegmentProblem::NewerVersion { .. })) => (unused, newer),
+        // A torn bump leaves the copy before, and so does another segment's head that was written
+        // here: it stands. Of a file in a wrong place neither copy is this segment's.
+        (Some(head), _) => (head, None),
+        (None, problem) => (unused, problem),
     }
 }
 

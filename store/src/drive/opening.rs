@@ -188,7 +188,11 @@ impl Opening {
     /// Looks a segment through for damage that a scan passes over.
     pub fn examine(&self, segment: SegmentId) -> Result<Examined, ScanError> {
         let mut examined = recover::examine(&self.segment(segment))?;
-        if self.problems.contains(&SegmentProblem::DamagedHead { id: segment }) {
+        // A problem of the whole segment says so already.
+        let whole = |problem: &SegmentProblem| {
+            problem.segment() == segment && !matches!(problem, SegmentProblem::Truncated { .. })
+        };
+        if self.problems.iter().any(whole) {
             examined.damage.retain(|damage| !matches!(damage, Damage::Head { .. }));
         }
         Ok(examined)

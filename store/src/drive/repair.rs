@@ -27,7 +27,7 @@ impl Opening {
                 | SegmentProblem::NewerVersion { .. }
                 | SegmentProblem::Unreadable { .. } => false,
             });
-            let damaged = recover::has_damaged_head(&self.files[index], self.store_id());
+            let damaged = recover::has_damaged_head(&self.files[index], head.id, self.store_id());
             if !untrusted && !damaged {
                 continue;
             }

@@ -6,12 +6,14 @@
 //! than to run it.
 #![expect(clippy::unwrap_used, reason = "a claim that meets an error has failed")]
 
+#[path = "../fixture/mod.rs"]
+mod fixture;
+
 mod back_pressure;
 mod catalogue;
 mod damage;
 mod drain;
 mod events;
-mod fixture;
 mod leases;
 mod reclaim;
 mod refused_calls;

@@ -1,0 +1,132 @@
+//! The catalogue alone, as a start reads it: RocksDB's files, and our values in them.
+
+use super::{Stores, block_on, quick_home};
+use crate::image::Image;
+use crate::progress::{Rounds, on_every_core};
+use refrain_index::catalog::{Catalog, OpenState, Row, SegmentRows};
+use refrain_store::geometry::RECORDS_START;
+use refrain_store::superblock::Superblock;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Faults of one round at most.
+const FAULTS: u64 = 4;
+
+struct World {
+    catalogue: Image,
+    store_id: [u8; 16],
+    rows: BTreeMap<u32, SegmentRows>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    rounds: u64,
+    flips: u64,
+    whole: u64,
+    partial: u64,
+    emptied: u64,
+}
+
+pub(crate) fn run(count: u64, seed: u64) -> String {
+    let world = World::new();
+    let counted = on_every_core(seed, |_, cores, mut random, rounds| {
+        world.rounds(count.div_ceil(cores as u64), &mut random, &rounds)
+    });
+    let sum = |of: fn(&Counts) -> u64| counted.iter().map(of).sum::<u64>();
+    format!(
+        "{} flipped bits in {} rounds: {} read whole, {} in part, {} found damaged and emptied",
+        sum(|c| c.flips),
+        sum(|c| c.rounds),
+        sum(|c| c.whole),
+        sum(|c| c.partial),
+        sum(|c| c.emptied)
+    )
+}
+
+impl World {
+    fn new() -> Self {
+        let stores = block_on(Stores::make());
+        let (catalogue, rest) = stores.last().clone().split("catalog");
+        let store_id = Superblock::decode(&rest.files[Path::new("superblock")]).unwrap().store_id;
+        let files = catalogue.files.into_iter();
+        let strip = |(path, bytes): (PathBuf, Vec<u8>)| {
+            (path.strip_prefix("catalog").unwrap().to_owned(), bytes)
+        };
+        let catalogue = Image { files: files.map(strip).collect() };
+        let home = quick_home();
+        let path = home.path().join("catalog");
+        catalogue.write(&path);
+        let (open, state) = Catalog::open(&path, store_id).unwrap();
+        assert_eq!(state, OpenState::Kept);
+        let rows = open.load(RECORDS_START).unwrap();
+        assert!(rows.iter().map(|rows| rows.rows.len()).sum::<usize>() > 20);
+        let rows = rows.into_iter().map(|rows| (rows.segment, rows)).collect();
+        Self { catalogue, store_id, rows }
+    }
+
+    fn rounds(&self, flips: u64, random: &mut fastrand::Rng, rounds: &Rounds) -> Counts {
+        let home = quick_home();
+        let path = home.path().join("catalog");
+        let mut counts = Counts::default();
+        while counts.flips < flips {
+            let seed = random.u64(..);
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut damaged = self.catalogue.clone();
+            for _ in 0..random.u64(1..=FAULTS) {
+                let name = super::any_file(&self.catalogue, &mut random).0;
+                let bytes = damaged.files.get_mut(name).unwrap();
+                let bit = random.usize(..bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                counts.flips += 1;
+            }
+            damaged.write(&path);
+            counts.rounds += 1;
+            let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.check(&path, &mut counts);
+            }));
+            if let Err(panic) = checked {
+                eprintln!("round {seed:#x}");
+                std::panic::resume_unwind(panic);
+            }
+            rounds.send(()).unwrap();
+        }
+        counts
+    }
+
+    fn check(&self, path: &Path, counts: &mut Counts) {
+        let (catalog, _) = Catalog::open(path, self.store_id).unwrap();
+        let Ok(found) = catalog.load(RECORDS_START).and_then(|found| {
+            catalog.withdrawn()?;
+            Ok(found)
+        }) else {
+            counts.emptied += 1;
+            let empty = catalog.emptied(self.store_id).unwrap();
+            assert!(empty.load(RECORDS_START).unwrap().is_empty());
+            return;
+        };
+        let mut rows = 0;
+        for segment in &found {
+            let truth = &self.rows[&segment.segment];
+            if segment.generation != truth.generation {
+                // Of an earlier use: the head of the segment says so.
+                assert!(segment.generation < truth.generation);
+                continue;
+            }
+            let known: HashSet<_> = truth.rows.iter().map(bytes_of).collect();
+            assert!(segment.end <= truth.end && segment.rows.iter().all(|r| known.contains(&bytes_of(r))));
+            assert!(!segment.sealed || segment.end == truth.end);
+            rows += segment.rows.len();
+        }
+        let all: usize = self.rows.values().map(|rows| rows.rows.len()).sum();
+        match rows {
+            0 => counts.emptied += 1,
+            rows if rows == all => counts.whole += 1,
+            _ => counts.partial += 1,
+        }
+    }
+}
+
+fn bytes_of(row: &Row) -> (u64, u64, [u8; 32], u32, u32, [u8; 32], [u8; 32], u64) {
+    let Row { offset, length, sequence, shard, position, parent, namespace, epoch } = *row;
+    (offset, length, sequence, shard, position, parent, namespace, epoch)
+}
