@@ -4,13 +4,13 @@
 //! there. A row is a run of records, as a drive promises them, not a block: a million blocks are a
 //! few thousand values, read in one scan.
 
-use crate::catalog::run::{decode_run, encode_run};
 use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+mod manifest;
 mod run;
 
 pub use run::{Row, Run};
@@ -88,6 +88,9 @@ impl Catalog {
     /// store's, is emptied.
     pub fn open(path: &Path, store_id: [u8; 16]) -> Result<(Self, OpenState), CatalogError> {
         let there = path.join("CURRENT").exists();
+        if there && !manifest::is_whole(path) {
+            return Self::begin(path, emptied(path, None)?, store_id, OpenState::Damaged);
+        }
         let (db, state) = match DB::open(&options(), path) {
             Ok(db) if !there => (db, OpenState::Fresh),
             Ok(db) => match db.get(STORE) {
@@ -100,6 +103,15 @@ impl Catalog {
             Err(_) if path.exists() => (emptied(path, None)?, OpenState::Damaged),
             Err(source) => return Err(CatalogError::Open { path: path.into(), source }),
         };
+        Self::begin(path, db, store_id, state)
+    }
+
+    fn begin(
+        path: &Path,
+        db: DB,
+        store_id: [u8; 16],
+        state: OpenState,
+    ) -> Result<(Self, OpenState), CatalogError> {
         db.put(STORE, store_id).map_err(CatalogError::Write)?;
         Ok((Self { db, path: path.into() }, state))
     }
@@ -116,7 +128,7 @@ impl Catalog {
     /// scan of what it described.
     pub fn commit(&self, run: &Run) -> Result<(), CatalogError> {
         let mut batch = WriteBatch::default();
-        batch.put(place_key(RUN, run.segment, run.start), encode_run(run));
+        batch.put(place_key(RUN, run.segment, run.start), run.encode());
         self.db.write(batch).map_err(CatalogError::Write)
     }
 
@@ -165,7 +177,7 @@ impl Catalog {
         let mut segments = Vec::new();
         self.scan(RUN, |key, value| {
             let (segment, start) = decode_place(key).ok_or(CatalogError::Damaged)?;
-            let run = decode_run(segment, start, value).ok_or(CatalogError::Damaged)?;
+            let run = Run::decode(segment, start, value).ok_or(CatalogError::Damaged)?;
             if runs.last().is_some_and(|last| last.segment != segment) {
                 segments.push(join(std::mem::take(&mut runs), records_start));
             }

@@ -195,7 +195,8 @@ impl Node {
 
     /// Returns once no restart, not even after a kill, finds again what was removed.
     pub(crate) async fn removed_for_good(&self) {
-        for disk in &self.disks {
+        // A withdrawn drive may not write its catalogue now: it is noted, and written when it can be.
+        for disk in self.disks.iter().filter(|disk| disk.drive.withdrawn().is_none()) {
             disk.journal.caught_up().await;
         }
     }

@@ -279,10 +279,15 @@ impl Node {
             .zip(held.places[range].iter().copied())
             .collect();
         let loaded = held.loaded[index(first)..index(end)].to_vec();
+        let withdrawn = self.withdrawn();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
         for ((key, place), loaded) in wanted.into_iter().zip(loaded) {
             let source = match loaded {
                 Some(frame) => Some((frame, Source::Host)),
+                None if withdrawn.holds(&place) && !state.host.contains(key) => {
+                    reason = Some(Miss::Drive);
+                    break;
+                }
                 None => self.source(state, key, place),
             };
             let Some((frame, source)) = source else {
@@ -346,6 +351,7 @@ impl Node {
 
     fn submit(&self, reads: BTreeMap<DriveId, Vec<RecordRead>>) {
         for (drive, records) in reads {
+            self.disk(drive).asked.notify_one();
             let sinks: Vec<_> = records.iter().map(|record| Arc::clone(&record.sink)).collect();
             if self.disk(drive).drive.read(records).is_err() {
                 for sink in sinks {

@@ -16,7 +16,7 @@ use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::NamespaceDigest;
 use refrain_store::arena::{Arena, ArenaError, Frame, Mapping};
 use refrain_store::drive::{Drive, DriveConfig, OpenError, Opening};
-use refrain_store::engine::GroupEvent;
+use refrain_store::engine::{GroupEvent, Limits};
 use refrain_store::geometry::stored_length;
 use std::io;
 use std::path::PathBuf;
@@ -65,6 +65,8 @@ pub(crate) struct Disk {
     pub(crate) journal: Journal,
     /// Told when free segments may run low, or a segment is held no more.
     pub(crate) reclaim: Arc<Notify>,
+    /// Told when the drive is given work.
+    pub(crate) asked: Notify,
     /// Written again by reclaim.
     pub(crate) moved_bytes: AtomicU64,
 }
@@ -103,7 +105,9 @@ impl Node {
         let (mut disks, mut found) = (Vec::new(), Vec::new());
         let mut restart = Restart { from_catalog: true, ..Restart::default() };
         for drive in config.drive_configs() {
-            let (disk, drive, records) = open_disk(&drive, &mut state, &arena, &mut restart)?;
+            let limits = Limits { hang_patience: config.drive_patience, ..Limits::default() };
+            let (disk, drive, records) =
+                open_disk((&drive, limits), &mut state, &arena, &mut restart)?;
             disks.push(disk);
             found.extend(records.into_iter().map(|record| (drive, record)));
         }
@@ -238,6 +242,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         for (drive, _) in (0..=u8::MAX).zip(&self.disks) {
             tasks.spawn(Arc::clone(self).reclaim(DriveId(drive)));
+            tasks.spawn(Arc::clone(self).attend(DriveId(drive)));
         }
         tasks.spawn(Arc::clone(self).end_leases());
         tasks
@@ -275,12 +280,12 @@ impl Node {
 }
 
 fn open_disk(
-    config: &DriveConfig,
+    (config, limits): (&DriveConfig, Limits),
     state: &mut State,
     arena: &Arc<Arena>,
     restart: &mut Restart,
 ) -> Result<(Disk, DriveId, Vec<Found>), NodeError> {
-    let opening = Opening::open(config)?;
+    let opening = Opening::open(config)?.with_limits(limits);
     let segments = opening.segment_count();
     if Group::new(DriveId(0), refrain_store::geometry::SegmentId(segments)).is_none() {
         let (path, limit) = (config.path.clone(), (1 << 24) - 1);
@@ -307,7 +312,8 @@ fn open_disk(
         on_group(event);
     });
     let drive = opening.start(&arenas, recovered.records.known, on_group)?;
-    let disk = Disk { drive, journal, reclaim, moved_bytes: AtomicU64::new(0) };
+    let (asked, moved_bytes) = (Notify::new(), AtomicU64::new(0));
+    let disk = Disk { drive, journal, reclaim, asked, moved_bytes };
     Ok((disk, drive_id, recovered.records.found))
 }
 
@@ -318,7 +324,7 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
     // What was dropped stays away, whatever the disk still holds.
     let counts = |row: &Row| row.epoch >= epochs.get(NamespaceDigest(row.namespace));
     let found = found.iter().filter(|(_, found)| counts(&found.row));
-    let blocks = found.map(|(drive, Found { segment, row, .. })| {
+    let blocks = found.filter_map(|(drive, Found { segment, row, .. })| {
         let digest = NamespaceDigest(row.namespace);
         // Neighbours are mostly of one namespace.
         let namespace = match last {
@@ -327,10 +333,10 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
         };
         last = Some((digest, namespace));
         let group = Group::new(*drive, *segment).expect("checked when the drive was opened");
-        let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length));
-        let place = place.expect("a record found lies within its segment, page by page");
+        // What no record can be is none: a checksum that fits does not make a number small.
+        let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length))?;
         let key = BlockKey { sequence: SequenceHash(row.sequence), shard: row.shard };
-        (key, (row.position > 0).then_some(SequenceHash(row.parent)), place)
+        Some((key, (row.position > 0).then_some(SequenceHash(row.parent)), place))
     });
     let mut chain = Chain::default();
     let restored = chain.restore(blocks, now);

@@ -97,9 +97,11 @@ impl Node {
         let end = first.checked_add(blocks).filter(|end| *end <= available);
         let end = end.ok_or(SaveError::OutOfRange { first, blocks, available })?;
         state.leases.renew(lease, Instant::now() + self.config.lease_default);
+        let withdrawn = self.withdrawn();
         let resident = |block: u32| {
-            let sequence = hashes[index(block)];
-            state.chain.get(BlockKey { sequence, shard: registration.shard }).is_some()
+            let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };
+            let place = state.chain.get(key);
+            place.is_some_and(|place| !withdrawn.holds(&place) || state.host.contains(key))
         };
         let Some(start) = (first..end).find(|block| !resident(*block)) else {
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: None });
@@ -109,7 +111,7 @@ impl Node {
             Some(Refusal::Draining)
         } else if !has_parent {
             Some(Refusal::NoParent)
-        } else if self.disks.iter().all(|disk| !disk.drive.stats().writable) {
+        } else if self.choose_drive().is_none() {
             Some(Refusal::ReadOnly)
         } else {
             None
@@ -143,7 +145,10 @@ impl Node {
 
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
     fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
-        let queued: u64 = self.disks.iter().map(|disk| disk.drive.stats().queued_write_bytes).sum();
+        let stats = self.disks.iter().map(|disk| disk.drive.stats());
+        // What a drive that hangs has queued would leave no room for the others.
+        let working = stats.filter(|stats| stats.withdrawn.is_none());
+        let queued: u64 = working.map(|stats| stats.queued_write_bytes).sum();
         let taken = queued + state.leases.reserved_bytes();
         let room = self.config.save_queue.saturating_sub(taken);
         if taken == 0 { room.max(block_bytes) } else { room }
@@ -244,6 +249,8 @@ impl Node {
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
+        self.disk(drive).asked.notify_one();
+        let patience = tokio::time::Instant::now() + self.config.drive_patience;
         let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
         let (mut written, mut refusal) = (Vec::with_capacity(blocks.len()), None);
         for (block, payload, keep) in blocks {
@@ -274,14 +281,20 @@ impl Node {
         }
         let mut stored = Vec::with_capacity(written.len());
         for (block, written_at) in written {
-            match written_at.await.unwrap_or(Err(AppendError::Stopped)) {
-                Ok(place) => stored.push((block, place)),
-                Err(error) => refusal = refusal.or(Some(refusal_of(error))),
+            match tokio::time::timeout_at(patience, written_at).await {
+                Ok(Ok(Ok(place))) => stored.push((block, place)),
+                Ok(Ok(Err(error))) => refusal = refusal.or(Some(refusal_of(error))),
+                Ok(Err(_)) => refusal = refusal.or(Some(Refusal::Draining)),
+                // Should it be written after all, nobody finds it.
+                Err(_) => refusal = refusal.or(Some(Refusal::Busy)),
             }
         }
         let committed = self.enter_all((&registration, epoch), &hashes, drive, &stored, refusal);
         let saved = &stored[..index(committed.saved)];
-        let durable = durable && self.is_promised(drive, saved).await;
+        let durable = durable
+            && tokio::time::timeout(self.config.drive_patience, self.is_promised(drive, saved))
+                .await
+                .unwrap_or(false);
         if let Some(refusal) = committed.refusal {
             self.metrics.refused(refusal, u64::from(asked - committed.saved));
         }
@@ -299,7 +312,7 @@ impl Node {
         stored: &[(u32, Stored)],
         refusal: Option<Refusal>,
     ) -> Committed {
-        let now = self.clock.now();
+        let (now, withdrawn) = (self.clock.now(), self.withdrawn());
         let mut state = self.state();
         if state.epoch(registration.namespace) != epoch {
             // The namespace was dropped meanwhile, and these blocks with it.
@@ -314,7 +327,14 @@ impl Node {
             let place = BlockPlace::new(group, namespace, address.offset, stored_length);
             let place = place.expect("the engine places whole pages in a segment");
             match state.enter(key, parent, (place, address.generation), now) {
-                Entered::New | Entered::Already => saved += 1,
+                Entered::Already => {
+                    // The copy on a drive that does not answer is worth less than this one.
+                    if let Some(old) = state.chain.get(key).filter(|old| withdrawn.holds(old)) {
+                        state.moved(key, old, (place, address.generation));
+                    }
+                    saved += 1;
+                }
+                Entered::New => saved += 1,
                 Entered::Lost => {
                     let refusal = refusal.or(Some(Refusal::NoParent));
                     return Committed { saved, refusal, durable: false };
@@ -342,7 +362,7 @@ impl Node {
         !last.is_empty()
     }
 
-    /// The writable drive with the shortest queue for its speed; of equals, the emptiest.
+    /// Of the drives that take writes, the one with the shortest queue for its speed; of equals, the emptiest.
     fn choose_drive(&self) -> Option<DriveId> {
         let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
         let writable = drives.filter_map(|(id, disk)| {
@@ -351,7 +371,8 @@ impl Node {
             let wait_ms = stats.queued_write_bytes.saturating_mul(1000) / rate;
             let used = u64::from(stats.segments) - stats.segments_free;
             let used_share = used * 1000 / u64::from(stats.segments.max(1));
-            stats.writable.then_some((wait_ms, used_share, id))
+            let takes = stats.writable && stats.withdrawn.is_none();
+            takes.then_some((wait_ms, used_share, id))
         });
         writable.min().map(|(_, _, id)| id)
     }

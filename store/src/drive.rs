@@ -82,11 +82,26 @@ pub enum Refused {
     Stopped,
 }
 
+/// Why a drive should be asked for nothing.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Withdrawn {
+    #[error("hangs: an operation does not end")]
+    Hangs,
+    #[error("fails: no read of many went well")]
+    Fails,
+}
+
+/// Reads that fail one after the other before a drive counts as one that fails: more than a bad
+/// spot makes, as each is of another block, or of another stripe of one.
+const READ_ERRORS_MAX: u64 = 16;
+
 /// What a drive says of itself at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriveStats {
     pub io_engine: &'static str,
     pub writable: bool,
+    pub withdrawn: Option<Withdrawn>,
     pub capacity_bytes: u64,
     pub segment_bytes: u64,
     pub segments: u32,
@@ -136,6 +151,8 @@ struct Shared {
     segment_bytes: u64,
     segment_count: u32,
     path: PathBuf,
+    begun: Instant,
+    hang_patience: Duration,
 }
 
 impl std::fmt::Debug for Drive {
@@ -178,6 +195,7 @@ impl Drive {
         DriveStats {
             io_engine: self.shared.io_engine,
             writable: counters.read_only.get() == 0,
+            withdrawn: self.withdrawn(),
             capacity_bytes: self.shared.capacity_bytes,
             segment_bytes: self.shared.segment_bytes,
             segments: self.shared.segment_count,
@@ -193,6 +211,25 @@ impl Drive {
             write_errors: counters.write_errors.get(),
             syncs: counters.syncs.get(),
         }
+    }
+
+    /// Whether it should be asked for nothing now; by itself it refuses nothing.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        let Shared { counters, begun, hang_patience, .. } = &*self.shared;
+        let oldest = counters.oldest_operation_ms.get();
+        let since = Duration::from_millis(oldest.saturating_sub(1));
+        if oldest > 0 && begun.elapsed().saturating_sub(since) > *hang_patience {
+            Some(Withdrawn::Hangs)
+        } else if counters.read_errors_in_row.get() >= READ_ERRORS_MAX {
+            Some(Withdrawn::Fails)
+        } else {
+            None
+        }
+    }
+
+    /// Whether no operation runs.
+    pub fn is_idle(&self) -> bool {
+        self.shared.counters.oldest_operation_ms.get() == 0
     }
 
     /// Every segment, by id.
@@ -233,6 +270,8 @@ struct Worker {
     engine: Engine,
     commands: Receiver<Command>,
     segments: Arc<Mutex<Vec<SegmentStatus>>>,
+    counters: Arc<Counters>,
+    begun: Instant,
     /// Locked for as long as the thread may write.
     directory: Directory,
 }
@@ -278,6 +317,13 @@ impl Worker {
         }
     }
 
+    fn tell_oldest(&self) {
+        let since = |at: Instant| at.saturating_duration_since(self.begun).as_millis();
+        let since = self.engine.oldest_operation().map(since);
+        let told = since.map_or(0, |since| u64::try_from(since).unwrap_or(u64::MAX - 1) + 1);
+        self.counters.oldest_operation_ms.set(told);
+    }
+
     /// Gives the device what the limits allow. It begins with each part while the next is made
     /// ready: a record to write is checksummed first, which takes a core longer than a submission.
     fn start_all(&mut self, device: &mut dyn Device) {
@@ -286,6 +332,8 @@ impl Worker {
             while let Some((op, operation)) = self.engine.next_operation() {
                 device.start(op, operation);
             }
+            // Before the device is told: one that hangs may not come back from that.
+            self.tell_oldest();
             if is_all {
                 return;
             }

@@ -42,6 +42,8 @@ pub struct Limits {
     pub group_interval: Duration,
     /// An append that found no segment to go to for this long is refused.
     pub space_patience: Duration,
+    /// A drive with an operation that runs for longer counts as one that hangs.
+    pub hang_patience: Duration,
 }
 
 impl Default for Limits {
@@ -54,6 +56,7 @@ impl Default for Limits {
             group_bytes: 64 << 20,
             group_interval: Duration::from_millis(50),
             space_patience: Duration::from_secs(1),
+            hang_patience: Duration::from_secs(10),
         }
     }
 }
@@ -93,6 +96,8 @@ struct Running {
     owner: Owner,
     operation: DeviceOp,
     transferred: u64,
+    /// Of what is left of it.
+    begun: Instant,
 }
 
 /// One drive's state machine.
@@ -156,7 +161,7 @@ impl Engine {
 
     /// When `advance` must be called again even if nothing completes.
     pub fn deadline(&self) -> Option<Instant> {
-        self.log.deadline(&self.limits)
+        self.log.deadline(&self.limits).into_iter().chain(self.reads.deadline()).min()
     }
 
     /// The segments as they stand.
@@ -176,8 +181,9 @@ impl Engine {
             && (self.reads.bytes_in_flight() < self.limits.read_bytes)
         {
             let Some((part, operation)) = self.reads.next(now) else { break };
-            self.start(Owner::Read(part), operation);
+            self.start(Owner::Read(part), operation, now);
         }
+        self.reads.let_late_go(now);
         let writes = if self.reads.is_busy(now) {
             self.limits.write_bytes_beside_reads
         } else {
@@ -187,7 +193,7 @@ impl Engine {
         while self.in_flight < self.limits.operations && bytes < ROUND_BYTES {
             let Some((op, operation)) = self.log.next(now, writes, &self.limits) else { break };
             bytes += operation.bytes();
-            self.start(Owner::Write(op), operation);
+            self.start(Owner::Write(op), operation, now);
         }
         self.counters.queued_read_bytes.set(self.reads.queued_bytes());
         self.counters.queued_write_bytes.set(self.log.queued_bytes());
@@ -231,6 +237,7 @@ impl Engine {
                 let bytes = bytes - bytes % PAGE_SIZE;
                 running.operation = rest(&running.operation, bytes);
                 running.transferred += bytes;
+                running.begun = now;
                 let operation = running.operation.clone();
                 self.running[slot] = Some(running);
                 self.started.push_back((completion.op, operation));
@@ -250,13 +257,21 @@ impl Engine {
         }
     }
 
-    fn start(&mut self, owner: Owner, operation: DeviceOp) {
+    /// When the operation was begun that runs the longest.
+    pub fn oldest_operation(&self) -> Option<Instant> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        self.running.iter().flatten().map(|running| running.begun).min()
+    }
+
+    fn start(&mut self, owner: Owner, operation: DeviceOp, begun: Instant) {
         let op = self.free.pop().unwrap_or_else(|| {
             self.running.push(None);
             OpId(u32::try_from(self.running.len() - 1).expect("bounded by the limits"))
         });
         let slot = usize::try_from(op.0).expect("32 bits fit");
-        let running = Running { owner, operation: operation.clone(), transferred: 0 };
+        let running = Running { owner, operation: operation.clone(), transferred: 0, begun };
         self.running[slot] = Some(running);
         self.in_flight += 1;
         self.started.push_back((op, operation));

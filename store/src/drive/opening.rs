@@ -2,7 +2,7 @@
 
 use super::{
     Arc, Arena, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
-    GroupEvent, Limits, Mapping, Mutex, NewStore, OpenError, Path, QUEUE, RECORDS_START,
+    GroupEvent, Instant, Limits, Mapping, Mutex, NewStore, OpenError, Path, QUEUE, RECORDS_START,
     SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem, SegmentSetup,
     SegmentState, SegmentStatus, Setup, Shared, Worker, adopt_memory, files, recover, start_thread,
     sync_channel,
@@ -234,6 +234,7 @@ impl Opening {
     ) -> Result<Drive, OpenError> {
         assert_eq!(self.directory.access(), Access::ReadWrite, "a drive writes");
         let counters = Arc::new(Counters::default());
+        let (begun, hang_patience) = (Instant::now(), self.limits.hang_patience);
         let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
         let mut adopted = vec![Arc::clone(&scratch)];
         adopted.extend_from_slice(arenas);
@@ -253,6 +254,8 @@ impl Opening {
             engine,
             commands: receiver,
             segments: Arc::clone(&segments),
+            counters: Arc::clone(&counters),
+            begun,
             directory: self.directory,
         };
         let superblock = *worker.directory.superblock();
@@ -271,6 +274,8 @@ impl Opening {
             segment_bytes: superblock.segment_bytes,
             segment_count,
             path,
+            begun,
+            hang_patience,
         };
         Ok(Drive { shared: Arc::new(shared) })
     }

@@ -49,11 +49,20 @@ impl Stores {
         let mut history = Vec::new();
         for some in all.chunks(SAVED_AT_ONCE) {
             save(&node, some).await;
+            // A kill leaves the catalogue's log, a stop its tables.
+            node.kill();
+            history.push(Image::of(&node.drive(0)));
+            node.start_again();
             node.stop().await;
             history.push(Image::of(&node.drive(0)));
             node.start_again();
         }
         Self { history }
+    }
+
+    /// As it was closed last, or killed before.
+    fn closed_or_killed(&self, random: &mut fastrand::Rng) -> &Image {
+        &self.history[self.history.len() - random.usize(1..=2)]
     }
 
     /// As it was closed last.

@@ -141,7 +141,10 @@ fn a_head_that_was_written_to_another_segment_costs_nothing() {
     store.write(0, 0, &heads[1]);
     store.write(1, 0, &heads[0]);
     let report = store.verify().json();
-    assert_eq!((&report["damaged_by_kind"]["head"], &report["blocks"]), (&2.into(), &BLOCKS.into()));
+    assert_eq!(
+        (&report["damaged_by_kind"]["head"], &report["blocks"]),
+        (&2.into(), &BLOCKS.into())
+    );
     // Neither file is in a wrong place: to exchange them would never end.
     assert_eq!(store.repair().code, 0);
     let report = store.verify().json();

@@ -410,6 +410,9 @@ pub struct DriveStats {
     pub read_errors: u64,
     #[prost(uint64, tag = "16")]
     pub write_errors: u64,
+    /// Why it is asked for nothing now; empty while it serves.
+    #[prost(string, tag = "18")]
+    pub withdrawn: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatsResponse {

@@ -12,10 +12,16 @@ use std::path::{Path, PathBuf};
 /// Faults of one round at most.
 const FAULTS: u64 = 4;
 
-struct World {
+/// A catalogue, and what it says while it is whole.
+struct Truth {
     catalogue: Image,
-    store_id: [u8; 16],
     rows: BTreeMap<u32, SegmentRows>,
+}
+
+struct World {
+    store_id: [u8; 16],
+    /// After a kill, and after a stop.
+    truths: Vec<Truth>,
 }
 
 #[derive(Debug, Default)]
@@ -43,12 +49,9 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
     )
 }
 
-impl World {
-    fn new() -> Self {
-        let stores = block_on(Stores::make());
-        let (catalogue, rest) = stores.last().clone().split("catalog");
-        let store_id = Superblock::decode(&rest.files[Path::new("superblock")]).unwrap().store_id;
-        let files = catalogue.files.into_iter();
+impl Truth {
+    fn of(store: &Image, store_id: [u8; 16]) -> Self {
+        let files = store.clone().split("catalog").0.files.into_iter();
         let strip = |(path, bytes): (PathBuf, Vec<u8>)| {
             (path.strip_prefix("catalog").unwrap().to_owned(), bytes)
         };
@@ -60,8 +63,17 @@ impl World {
         assert_eq!(state, OpenState::Kept);
         let rows = open.load(RECORDS_START).unwrap();
         assert!(rows.iter().map(|rows| rows.rows.len()).sum::<usize>() > 20);
-        let rows = rows.into_iter().map(|rows| (rows.segment, rows)).collect();
-        Self { catalogue, store_id, rows }
+        Self { catalogue, rows: rows.into_iter().map(|rows| (rows.segment, rows)).collect() }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let stores = block_on(Stores::make());
+        let superblock = &stores.last().files[Path::new("superblock")];
+        let store_id = Superblock::decode(superblock).unwrap().store_id;
+        let last = stores.history.iter().rev().take(2);
+        Self { store_id, truths: last.map(|image| Truth::of(image, store_id)).collect() }
     }
 
     fn rounds(&self, flips: u64, random: &mut fastrand::Rng, rounds: &Rounds) -> Counts {
@@ -71,9 +83,10 @@ impl World {
         while counts.flips < flips {
             let seed = random.u64(..);
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut damaged = self.catalogue.clone();
+            let truth = random.choice(&self.truths).unwrap();
+            let mut damaged = truth.catalogue.clone();
             for _ in 0..random.u64(1..=FAULTS) {
-                let name = super::any_file(&self.catalogue, &mut random).0;
+                let name = super::any_file(&truth.catalogue, &mut random).0;
                 let bytes = damaged.files.get_mut(name).unwrap();
                 let bit = random.usize(..bytes.len() * 8);
                 bytes[bit / 8] ^= 1 << (bit % 8);
@@ -82,7 +95,7 @@ impl World {
             damaged.write(&path);
             counts.rounds += 1;
             let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.check(&path, &mut counts);
+                self.check(&path, truth, &mut counts);
             }));
             if let Err(panic) = checked {
                 eprintln!("round {seed:#x}");
@@ -93,7 +106,7 @@ impl World {
         counts
     }
 
-    fn check(&self, path: &Path, counts: &mut Counts) {
+    fn check(&self, path: &Path, truth: &Truth, counts: &mut Counts) {
         let (catalog, _) = Catalog::open(path, self.store_id).unwrap();
         let Ok(found) = catalog.load(RECORDS_START).and_then(|found| {
             catalog.withdrawn()?;
@@ -106,18 +119,21 @@ impl World {
         };
         let mut rows = 0;
         for segment in &found {
-            let truth = &self.rows[&segment.segment];
+            // Of an earlier use, whose end was lost: the head of the segment says so.
+            let Some(truth) = truth.rows.get(&segment.segment) else { continue };
             if segment.generation != truth.generation {
-                // Of an earlier use: the head of the segment says so.
                 assert!(segment.generation < truth.generation);
                 continue;
             }
             let known: HashSet<_> = truth.rows.iter().map(bytes_of).collect();
-            assert!(segment.end <= truth.end && segment.rows.iter().all(|r| known.contains(&bytes_of(r))));
+            assert!(
+                segment.end <= truth.end
+                    && segment.rows.iter().all(|r| known.contains(&bytes_of(r)))
+            );
             assert!(!segment.sealed || segment.end == truth.end);
             rows += segment.rows.len();
         }
-        let all: usize = self.rows.values().map(|rows| rows.rows.len()).sum();
+        let all: usize = truth.rows.values().map(|rows| rows.rows.len()).sum();
         match rows {
             0 => counts.emptied += 1,
             rows if rows == all => counts.whole += 1,

@@ -283,7 +283,8 @@ impl World {
     fn may_be_lost(&self, live: &Live, done: &Done) -> bool {
         let name = PathBuf::from(files::name(live.segment));
         let is = |page: usize| done.touched.contains_key(&(name.clone(), page));
-        let own = page_of(live.entry.offset)..page_of(live.entry.offset + live.entry.stored_length());
+        let own =
+            page_of(live.entry.offset)..page_of(live.entry.offset + live.entry.stored_length());
         if is(0) || is(1) || own.clone().any(is) {
             return true;
         }

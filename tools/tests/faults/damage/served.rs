@@ -32,9 +32,10 @@ async fn rounds(flips: u64, seed: u64) -> Counts {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut counts = Counts::default();
     while counts.flips < flips {
-        let mut damaged = stores.last().clone();
+        let image = stores.closed_or_killed(&mut random);
+        let mut damaged = image.clone();
         for _ in 0..random.u64(1..=FAULTS) {
-            let name = super::any_file(&stores.last(), &mut random).0;
+            let name = super::any_file(image, &mut random).0;
             let bytes = damaged.files.get_mut(name).unwrap();
             let bit = random.usize(..bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
