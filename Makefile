@@ -4,7 +4,9 @@ export CARGO_TARGET_DIR
 REFRAIN := "$(abspath $(CARGO_TARGET_DIR))/release/refrain"
 TRACE := demo/trace.jsonl
 
-.PHONY: demo test bench-smoke setup
+MINUTES ?= 60
+
+.PHONY: demo test soak bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -16,6 +18,9 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 
 test: setup ## run every test
 	cargo test --release --locked --workspace
+
+soak: setup ## mixed load for MINUTES, with reclaim running: nothing may grow
+	cargo test --release --locked -p refrain --test faults -- soak --minutes $(MINUTES)
 
 bench-smoke: setup ## run every benchmark at tiny sizes: that they work, not what they measure
 	cargo bench --locked -p refrain-benches -- --smoke

@@ -19,7 +19,8 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     pub address: Address,
-    /// Memory that blocks to save are copied into; rounded up to whole pages.
+    /// Memory that blocks to save are copied into; rounded up to whole pages, and resident from
+    /// the first call on.
     pub session_arena_bytes: u64,
     /// Of every call, connecting included.
     pub deadline: Duration,

@@ -148,6 +148,10 @@ fn shake_hands(session: UnixStream, session_arena_bytes: u64) -> Result<Hands, A
     session.set_write_timeout(Some(HANDSHAKE_LIMIT)).map_err(socket)?;
 
     let session_arena = Mapping::create("refrain-session", session_arena_bytes).map_err(arena)?;
+    let whole = session_arena.region(0, session_arena_bytes).map_err(arena)?;
+    // Before the sidecar and a GPU pin it, after which no huge pages can be made of it. Memory that
+    // is not to be had now may be when it is written.
+    let _ = whole.populate();
     let shared = session_arena.share_read_only().map_err(arena)?;
     let hello = Hello { version: session::VERSION, session_arena_bytes };
     session::send_hello(&session, &hello, shared.as_fd()).map_err(handshake)?;

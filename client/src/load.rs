@@ -7,7 +7,8 @@ use crate::lookup::Lease;
 use refrain_gpu_transfer::arena::Region;
 use refrain_proto::v1::{self, load_event::Event};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tonic::Streaming;
 
 /// How long after a load's deadline its last message may arrive: it says what came in time.
@@ -25,7 +26,10 @@ pub struct Load {
     lease: Arc<Lease>,
     layout: Arc<Layout>,
     deadline: Deadline,
+    begun: Instant,
     blocks: u32,
+    /// These are all that the lookup matched.
+    is_whole: bool,
     /// The blocks' payloads in the load arena.
     payloads: Vec<Region>,
     done: Option<Done>,
@@ -60,13 +64,14 @@ impl Load {
     pub(crate) async fn request(
         lease: Arc<Lease>,
         layout: Arc<Layout>,
-        first: u32,
-        blocks: u32,
+        (first, blocks, is_whole): (u32, u32, bool),
         limit: Duration,
     ) -> Result<Self, ClientError> {
+        let begun = Instant::now();
         let deadline = Deadline::after(limit.saturating_add(GRACE));
         let (stream, payloads, done) = (None, Vec::new(), None);
-        let mut load = Self { stream, lease, layout, deadline, blocks, payloads, done };
+        let mut load =
+            Self { stream, lease, layout, deadline, begun, blocks, is_whole, payloads, done };
         if blocks == 0 {
             load.done = Some(Done::with(v1::MissReason::None));
             return Ok(load);
@@ -164,6 +169,10 @@ impl Load {
         self.stream = None;
         if done.loaded_blocks > self.placed() {
             return Err(answered("more blocks than it placed"));
+        }
+        if self.is_whole && done.loaded_blocks == self.blocks {
+            let load_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.lease.load_us.store(load_us, Ordering::Relaxed);
         }
         self.done = Some(Done {
             loaded_blocks: done.loaded_blocks,

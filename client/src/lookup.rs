@@ -9,7 +9,7 @@ use crate::registration::session_failure;
 use crate::save::{self, Saved};
 use refrain_proto::v1;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The blocks of a prompt and those of them that are resident, leased; dropping it releases them.
@@ -34,6 +34,8 @@ pub(crate) struct Lease {
     pub(crate) id: u64,
     /// Of calls under this lease.
     pub(crate) limit: Duration,
+    /// What a load of all that matched took, in microseconds; 0 until there was one.
+    pub(crate) load_us: AtomicU64,
     released: AtomicBool,
 }
 
@@ -52,8 +54,8 @@ impl Lookup {
             let request = deadline.request(request);
             let answer = deadline.answer(user.cache().lookup(request)).await;
             let answer = answer.map_err(|failure| session_failure(&user, "look up", failure))?;
-            let released = AtomicBool::new(false);
-            let lease = Lease { connection: user, id: answer.lease, limit, released };
+            let (load_us, released) = (AtomicU64::new(0), AtomicBool::new(false));
+            let lease = Lease { connection: user, id: answer.lease, limit, load_us, released };
             Ok(Self {
                 lease: Arc::new(lease),
                 layout,
@@ -82,8 +84,9 @@ impl Lookup {
     ) -> Result<Load, ClientError> {
         check_range(first, blocks, self.matched_blocks)?;
         let deadline = deadline.unwrap_or(self.lease.limit);
-        Load::request(Arc::clone(&self.lease), Arc::clone(&self.layout), first, blocks, deadline)
-            .await
+        let (lease, layout) = (Arc::clone(&self.lease), Arc::clone(&self.layout));
+        let is_whole = blocks == self.matched_blocks;
+        Load::request(lease, layout, (first, blocks, is_whole), deadline).await
     }
 
     /// Saves blocks of the prompt that are not resident yet, as far as the sidecar takes them.
@@ -139,7 +142,10 @@ impl Lookup {
 impl Lease {
     async fn release(&self) -> Result<bool, Failure> {
         let deadline = Deadline::after(self.limit);
-        let request = deadline.request(v1::ReleaseRequest { lease: self.id });
+        let request = deadline.request(v1::ReleaseRequest {
+            lease: self.id,
+            load_us: self.load_us.load(Ordering::Relaxed),
+        });
         let answer = deadline.answer(self.connection.cache().release(request)).await;
         answer.map(|answer| answer.held).map_err(|failure| self.connection.noted(failure))
     }
@@ -152,7 +158,8 @@ impl Drop for Lease {
         }
         let connection = Arc::clone(&self.connection);
         let released = AtomicBool::new(true);
-        let lease = Self { connection, id: self.id, limit: self.limit, released };
+        let load_us = AtomicU64::new(*self.load_us.get_mut());
+        let lease = Self { connection, id: self.id, limit: self.limit, load_us, released };
         self.connection.runtime().spawn(async move {
             // A lease that could not be given back runs out.
             let _ = lease.release().await;

@@ -122,6 +122,17 @@ impl<P: Place> Chain<P> {
         places
     }
 
+    /// How long that run is; touches nothing.
+    pub fn matched(&self, shard: u32, hashes: &[SequenceHash]) -> usize {
+        let mut behind = NONE;
+        let next = |&&sequence: &&SequenceHash| {
+            let child = self.child(behind, BlockKey { sequence, shard });
+            behind = child.unwrap_or(NONE);
+            child.is_some()
+        };
+        hashes.iter().take_while(next).count()
+    }
+
     /// A block moved: its new place, for the old one.
     pub fn replace(&mut self, key: BlockKey, place: P) -> Option<P> {
         let index = self.find(key)?;
@@ -257,7 +268,7 @@ impl<P: Place> Chain<P> {
 }
 
 /// A keyed hash is uniform already: its first bytes are the bucket, turned by the shard.
-fn bucket(key: BlockKey) -> u64 {
+pub(crate) fn bucket(key: BlockKey) -> u64 {
     let (head, _) = key.sequence.0.split_first_chunk().expect("32 bytes hold 8");
     u64::from_le_bytes(*head) ^ u64::from(key.shard).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

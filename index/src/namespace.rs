@@ -141,6 +141,51 @@ impl Namespace {
     }
 }
 
+/// One field in which two namespaces differ, as people read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub field: &'static str,
+    pub here: String,
+    pub there: String,
+}
+
+impl Namespace {
+    /// Every field in which `other` is another namespace.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
+        let (ours, theirs) = (self.fields(), other.fields());
+        let pairs = ours.into_iter().zip(theirs);
+        let difference = |((field, here), (_, there)): ((&'static str, String), _)| {
+            (here != there).then_some(Difference { field, here, there })
+        };
+        pairs.filter_map(difference).collect()
+    }
+
+    fn fields(&self) -> [(&'static str, String); 15] {
+        let digits = |byte: &u8| format!("{byte:02x}");
+        let hex = |bytes: &[u8]| bytes.iter().map(digits).collect::<Vec<_>>().concat();
+        // It may be what keeps one deployment from another's blocks: only a digest is shown.
+        let salt = |salt: &[u8]| format!("blake3 {:.16}", blake3::hash(salt).to_hex().as_str());
+        let groups: Vec<_> = self.groups.iter().map(|group| format!("{group:?}")).collect();
+        [
+            ("tenant", self.tenant.clone()),
+            ("model", self.model.clone()),
+            ("weights", self.weights.clone()),
+            ("config_digest", hex(&self.config_digest)),
+            ("kv_dtype", self.kv_dtype.clone()),
+            ("block_tokens", self.block_tokens.to_string()),
+            ("layers", self.layers.to_string()),
+            ("layer_bytes", self.layer_bytes.to_string()),
+            ("layout", format!("{:?}", self.layout)),
+            ("groups", groups.join(", ")),
+            ("tensor_parallel", self.parallel.tensor.to_string()),
+            ("pipeline_parallel", self.parallel.pipeline.to_string()),
+            ("context_parallel", self.parallel.context.to_string()),
+            ("adapter_digest", hex(&self.adapter_digest)),
+            ("salt", salt(&self.salt)),
+        ]
+    }
+}
+
 /// Name, length, value: no two different records give the same bytes.
 struct Record(blake3::Hasher);
 

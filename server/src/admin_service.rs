@@ -1,23 +1,35 @@
 //! The `Admin` service: what operators ask a node.
 
+use crate::clock::unix_ms;
+use crate::fates::Eviction;
 use crate::inspect::BlockView;
-use crate::metrics::{Eviction, Source};
+use crate::lookup::Prompt;
+use crate::metrics::Source;
+use crate::namespaces::Registration;
 use crate::node::Node;
+use crate::pins::{Pinned, Until};
 use crate::place::{DriveId, Group};
-use crate::wire;
+use crate::removal::Invalidated;
+use crate::{status, wire};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::SequenceHash;
-use refrain_index::namespace::NamespaceDigest;
-use refrain_proto::v1::{self, admin_server, inspect_request, list_entry, list_request::What};
+use refrain_index::namespace::{Namespace, NamespaceDigest};
+use refrain_proto::v1::{
+    self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
+    pin_request, prompt_name, unpin_request,
+};
 use refrain_store::engine::SegmentState;
 use refrain_store::geometry::SegmentId;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+
+mod explained;
 
 type Answered<T> = Result<Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -57,13 +69,19 @@ impl admin_server::Admin for AdminService {
                 drop(tokio::spawn(async move { list_blocks(&node, limit, &send).await }));
             }
             What::Namespaces => {
-                let all: Vec<_> =
-                    node.state().namespaces.all().iter().take(limit).map(info).collect();
+                let state = node.state();
+                let known = state.namespaces.all().iter().take(limit);
+                let all = known.map(|known| info(known, state.epochs.get(known.digest))).collect();
+                drop(state);
                 tokio::spawn(send_all(send, all, list_entry::Entry::Namespace));
             }
             What::Segments => {
                 let all = segments(&node).into_iter().take(limit).collect();
                 tokio::spawn(send_all(send, all, list_entry::Entry::Segment));
+            }
+            What::Pins => {
+                let all = pins(&node).into_iter().take(limit).collect();
+                tokio::spawn(send_all(send, all, list_entry::Entry::Pin));
             }
             What::Unspecified => {
                 return Err(Status::invalid_argument("field `what` is missing"));
@@ -74,9 +92,14 @@ impl admin_server::Admin for AdminService {
     }
 
     async fn inspect(&self, request: Request<v1::InspectRequest>) -> Answered<v1::InspectResponse> {
-        match request.into_inner().subject {
+        let v1::InspectRequest { subject, hash_digits } = request.into_inner();
+        match subject {
             Some(inspect_request::Subject::HashPrefix(prefix)) => {
-                let found = self.node.blocks_named(&prefix, AMBIGUOUS_MAX);
+                let digits = match hash_digits {
+                    0 => 2 * prefix.len(),
+                    digits => usize::try_from(digits).expect("32 bits fit"),
+                };
+                let found = self.node.blocks_named(&prefix, digits, AMBIGUOUS_MAX);
                 if found.is_empty() {
                     return Err(Status::not_found("no resident block has a hash that begins so"));
                 }
@@ -92,6 +115,22 @@ impl admin_server::Admin for AdminService {
         }
     }
 
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Answered<v1::ExplainResponse> {
+        let subject = request.into_inner().subject;
+        let explaining = self.blocking(move |node| match subject {
+            Some(explain_request::Subject::Prompt(name)) => {
+                prompt(node, &name, |asked, prompt| node.explain(asked, prompt))
+                    .map(|explained| explained::answer(node, explained))
+            }
+            Some(explain_request::Subject::Blocks(names)) => {
+                let hashes = explained::hashes(&names)?;
+                Ok(explained::answer(node, node.explain_blocks(names.shard, &hashes)))
+            }
+            None => Err(Status::invalid_argument("field `subject` is missing")),
+        });
+        Ok(Response::new(explaining.await?))
+    }
+
     async fn verify(&self, request: Request<v1::VerifyRequest>) -> Answered<Self::VerifyStream> {
         let rate = request.into_inner().bytes_per_second;
         let (send, progress) = mpsc::channel(16);
@@ -100,10 +139,46 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(Box::pin(ReceiverStream::new(progress).map(Ok))))
     }
 
+    async fn pin(&self, request: Request<v1::PinRequest>) -> Answered<v1::PinResponse> {
+        let v1::PinRequest { prefix, ttl_ms } = request.into_inner();
+        let time = (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms));
+        let pinning = self.blocking(move |node| {
+            let top = match prefix {
+                Some(pin_request::Prefix::Block(name)) => key(&name)?,
+                Some(pin_request::Prefix::Prompt(name)) => {
+                    let end = prompt(node, &name, |asked, prompt| node.resident_end(asked, prompt));
+                    end?.map_err(|error| status::of_pin(&error.into()))?
+                }
+                None => return Err(Status::invalid_argument("field `prefix` is missing")),
+            };
+            let pinned = node.pin(top, time).map_err(|error| status::of_pin(&error))?;
+            Ok((top, pinned))
+        });
+        let (top, Pinned { blocks, bytes }) = pinning.await?;
+        Ok(Response::new(v1::PinResponse { block: Some(name(top)), blocks, bytes }))
+    }
+
+    async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Answered<v1::UnpinResponse> {
+        let prefix = request.into_inner().prefix;
+        let unpinning = self.blocking(move |node| {
+            let tops = match prefix {
+                Some(unpin_request::Prefix::Block(name)) => vec![key(&name)?],
+                Some(unpin_request::Prefix::Prompt(name)) => {
+                    prompt(node, &name, |asked, prompt| {
+                        let hashes = asked.names(prompt).into_iter();
+                        hashes.map(|sequence| BlockKey { sequence, shard: asked.shard }).collect()
+                    })?
+                }
+                None => return Err(Status::invalid_argument("field `prefix` is missing")),
+            };
+            node.unpin(&tops).map_err(|error| status::of_pin(&error))
+        });
+        Ok(Response::new(v1::UnpinResponse { pins: unpinning.await? }))
+    }
+
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answered<v1::EvictResponse> {
         let v1::EvictRequest { sequence_hash, shard } = request.into_inner();
-        let hash = wire::array("sequence_hash", &sequence_hash).map_err(crate::status::of_wire)?;
-        let key = BlockKey { sequence: SequenceHash(hash), shard };
+        let key = key(&v1::BlockName { sequence_hash, shard })?;
         let blocks = self.node.evict(&[key], Eviction::Evict);
         self.node.removed_for_good().await;
         Ok(Response::new(v1::EvictResponse { blocks }))
@@ -113,17 +188,24 @@ impl admin_server::Admin for AdminService {
         &self,
         request: Request<v1::DropNamespaceRequest>,
     ) -> Answered<v1::EvictResponse> {
-        let digest = request.into_inner().namespace_digest;
-        let digest = wire::array("namespace_digest", &digest).map_err(crate::status::of_wire)?;
-        let node = Arc::clone(&self.node);
-        let dropping =
-            tokio::task::spawn_blocking(move || node.drop_namespace(NamespaceDigest(digest)));
-        let dropped = dropping.await.map_err(|_| Status::internal("drop broken off"))?;
-        let blocks = dropped.map_err(|error| {
-            let why = std::error::Error::source(&error).map(ToString::to_string);
-            Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
-        })?;
-        Ok(Response::new(v1::EvictResponse { blocks }))
+        let digest = digest(&request.into_inner().namespace_digest)?;
+        let dropping = self.blocking(move |node| {
+            node.drop_namespace(digest).map_err(|error| status::of_invalidate(&error))
+        });
+        Ok(Response::new(v1::EvictResponse { blocks: dropping.await?.blocks }))
+    }
+
+    async fn set_epoch(
+        &self,
+        request: Request<v1::SetEpochRequest>,
+    ) -> Answered<v1::SetEpochResponse> {
+        let v1::SetEpochRequest { namespace_digest, epoch } = request.into_inner();
+        let digest = digest(&namespace_digest)?;
+        let setting = self.blocking(move |node| {
+            node.set_epoch(digest, epoch).map_err(|error| status::of_invalidate(&error))
+        });
+        let Invalidated { epoch, blocks } = setting.await?;
+        Ok(Response::new(v1::SetEpochResponse { epoch, blocks }))
     }
 
     async fn drain(&self, _: Request<v1::DrainRequest>) -> Answered<v1::DrainResponse> {
@@ -134,6 +216,16 @@ impl admin_server::Admin for AdminService {
 }
 
 impl AdminService {
+    /// Does what takes a while, or syncs, on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Node) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let node = Arc::clone(&self.node);
+        let working = tokio::task::spawn_blocking(move || work(&node)).await;
+        working.map_err(|_| Status::internal("call broken off"))?
+    }
+
     fn inspect_segment(&self, name: v1::SegmentName) -> Answered<v1::InspectResponse> {
         let of = |info: &v1::SegmentInfo| (info.drive, info.segment) == (name.drive, name.segment);
         let segment = segments(&self.node).into_iter().find(of);
@@ -144,6 +236,40 @@ impl AdminService {
         let answer = v1::InspectResponse { records: Vec::new(), segment: Some(segment), blocks };
         Ok(Response::new(answer))
     }
+}
+
+/// Does `work` with a prompt as it is named over the wire.
+fn prompt<T>(
+    node: &Node,
+    name: &v1::PromptName,
+    work: impl FnOnce(&Registration, Prompt<'_>) -> T,
+) -> Result<T, Status> {
+    let registration = node.asking_as(digest(&name.namespace_digest)?, name.shard);
+    let registration = registration.map_err(status::of_name)?;
+    match &name.prompt {
+        Some(prompt_name::Prompt::Tokens(bytes)) => {
+            let tokens = wire::tokens(bytes).map_err(status::of_wire)?;
+            let extra_keys = &name.extra_keys;
+            Ok(work(&registration, Prompt::Tokens { tokens: &tokens, extra_keys }))
+        }
+        Some(prompt_name::Prompt::Engine(engine)) => {
+            Ok(work(&registration, Prompt::Engine(&engine.hashes)))
+        }
+        None => Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
+    }
+}
+
+fn key(name: &v1::BlockName) -> Result<BlockKey, Status> {
+    let hash = wire::array("sequence_hash", &name.sequence_hash).map_err(status::of_wire)?;
+    Ok(BlockKey { sequence: SequenceHash(hash), shard: name.shard })
+}
+
+fn name(key: BlockKey) -> v1::BlockName {
+    v1::BlockName { sequence_hash: key.sequence.0.to_vec(), shard: key.shard }
+}
+
+fn digest(bytes: &[u8]) -> Result<NamespaceDigest, Status> {
+    wire::array("namespace_digest", bytes).map(NamespaceDigest).map_err(status::of_wire)
 }
 
 async fn list_blocks(node: &Node, limit: usize, send: &mpsc::Sender<list_entry::Entry>) {
@@ -169,14 +295,35 @@ async fn send_all<T>(
     }
 }
 
-fn info(known: &crate::namespaces::Known) -> v1::NamespaceInfo {
+fn info(known: &crate::namespaces::Known, epoch: u64) -> v1::NamespaceInfo {
+    let described = known.described.as_ref();
+    let text = |of: fn(&Namespace) -> &String| described.map(|d| of(d).clone()).unwrap_or_default();
     v1::NamespaceInfo {
         digest: known.digest.0.to_vec(),
         blocks: known.blocks,
         bytes: known.bytes,
-        tenant: known.tenant.clone(),
-        model: known.model.clone(),
+        tenant: text(|described| &described.tenant),
+        model: text(|described| &described.model),
+        epoch,
     }
+}
+
+fn pins(node: &Node) -> Vec<v1::PinInfo> {
+    let now = unix_ms();
+    let mut state = node.state();
+    state.expire_pins(now);
+    let info = |(top, until): (BlockKey, Until)| {
+        let Pinned { blocks, bytes } = state.pinned_by(top);
+        let namespace = state.chain.get(top).map(|place| state.namespaces.get(place.namespace));
+        v1::PinInfo {
+            block: Some(name(top)),
+            namespace_digest: namespace.map(|known| known.digest.0.to_vec()).unwrap_or_default(),
+            blocks,
+            bytes,
+            left_ms: until.map_or(0, |until| until.saturating_sub(now)),
+        }
+    };
+    state.pins.all().map(info).collect()
 }
 
 fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
@@ -210,7 +357,8 @@ fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
 fn stats(node: &Node) -> v1::StatsResponse {
     let drives: Vec<_> = (0..=u8::MAX).map(DriveId).zip(&node.disks).collect();
     let count = |size: usize| u64::try_from(size).expect("usize fits");
-    let state = node.state();
+    let mut state = node.state();
+    state.expire_pins(unix_ms());
     let drives = drives.into_iter().map(|(id, disk)| {
         let stats = disk.drive.stats();
         v1::DriveStats {
@@ -222,6 +370,7 @@ fn stats(node: &Node) -> v1::StatsResponse {
             segments: stats.segments,
             segments_free: u32::try_from(stats.segments_free).unwrap_or(u32::MAX),
             live_bytes: state.segments.live_bytes(id),
+            pinned_bytes: state.segments.pinned_bytes(id),
             read_bytes: stats.read_bytes,
             written_bytes: stats.written_bytes,
             moved_bytes: disk.moved_bytes.load(Ordering::Relaxed),
@@ -258,5 +407,6 @@ fn stats(node: &Node) -> v1::StatsResponse {
         restart_us: u64::try_from(node.restart.elapsed.as_micros()).unwrap_or(u64::MAX),
         restart_source: if node.restart.from_catalog { "catalog" } else { "disk" }.into(),
         drives: drives.collect(),
+        pins: count(state.pins.len()),
     }
 }

@@ -1,8 +1,7 @@
 //! The `Cache` service: prefixes in, their KV back.
 
-use crate::load::{Ended, Load};
+use crate::load::{Ended, Load, Miss};
 use crate::lookup::Prompt;
-use crate::metrics::{Miss, Refusal};
 use crate::namespaces::SessionId;
 use crate::node::Node;
 use crate::save::{Committed, Placed, SaveError};
@@ -121,7 +120,9 @@ impl cache_server::Cache for CacheService {
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
-        let held = self.0.release(request.into_inner().lease);
+        let v1::ReleaseRequest { lease, load_us } = request.into_inner();
+        let load_time = (load_us > 0).then(|| Duration::from_micros(load_us));
+        let held = self.0.release(lease, load_time);
         Ok(Response::new(v1::ReleaseResponse { held }))
     }
 
@@ -131,7 +132,7 @@ impl cache_server::Cache for CacheService {
         Ok(Response::new(v1::ReserveResponse {
             reservation: reserved.reservation,
             blocks: reserved.blocks,
-            refusal: refusal(reserved.refusal).into(),
+            refusal: wire::refusal(reserved.refusal).into(),
         }))
     }
 
@@ -292,19 +293,8 @@ async fn receive_frames(
 fn committed(outcome: Result<Committed, tokio::task::JoinError>) -> Answered<v1::CommitResponse> {
     let Committed { saved, refusal: why, durable } =
         outcome.map_err(|_| Status::internal("commit broken off"))?;
-    let refusal = refusal(why).into();
+    let refusal = wire::refusal(why).into();
     Ok(Response::new(v1::CommitResponse { saved_blocks: saved, refusal, durable }))
-}
-
-fn refusal(refusal: Option<Refusal>) -> v1::Refusal {
-    match refusal {
-        None => v1::Refusal::None,
-        Some(Refusal::Busy) => v1::Refusal::Busy,
-        Some(Refusal::NoSpace) => v1::Refusal::NoSpace,
-        Some(Refusal::ReadOnly) => v1::Refusal::ReadOnly,
-        Some(Refusal::Draining) => v1::Refusal::Draining,
-        Some(Refusal::NoParent) => v1::Refusal::NoParent,
-    }
 }
 
 fn done(ended: Ended) -> load_event::Done {

@@ -1,6 +1,6 @@
 //! The node's clock for what is older than what: tenths of a second since it started.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
@@ -22,8 +22,14 @@ impl Clock {
         self.0.elapsed()
     }
 
-    /// Whole seconds since a tick.
-    pub(crate) fn seconds_since(self, tick: u32) -> u64 {
-        u64::from(self.now().saturating_sub(tick) / 10)
+    /// Time since a tick.
+    pub(crate) fn since(self, tick: u32) -> Duration {
+        TICK * self.now().saturating_sub(tick)
     }
+}
+
+/// What outlives a start is timed by the machine's clock: milliseconds of the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

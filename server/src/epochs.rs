@@ -32,6 +32,18 @@ pub enum EpochsError {
     Damaged { path: PathBuf },
 }
 
+/// Why an epoch stays as it is.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub(crate) enum RaiseError {
+    #[error(
+        "namespace is in epoch {current}, which cannot become {asked}: blocks that were dropped would count again"
+    )]
+    Lower { asked: u64, current: u64 },
+    #[error("namespace is in the last epoch there is: register its weights under another revision")]
+    Last,
+}
+
 /// The epochs that were ever raised; all others are 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Epochs {
@@ -44,8 +56,25 @@ impl Epochs {
     }
 
     /// Raises an epoch by one.
-    pub(crate) fn raise(&mut self, namespace: NamespaceDigest) {
-        *self.by_namespace.entry(namespace).or_insert(0) += 1;
+    pub(crate) fn raise(&mut self, namespace: NamespaceDigest) -> Result<(), RaiseError> {
+        let next = self.get(namespace).checked_add(1).ok_or(RaiseError::Last)?;
+        self.raise_to(namespace, next)
+    }
+
+    /// Raises an epoch to `epoch`, where it may be already.
+    pub(crate) fn raise_to(
+        &mut self,
+        namespace: NamespaceDigest,
+        epoch: u64,
+    ) -> Result<(), RaiseError> {
+        let current = self.get(namespace);
+        if epoch < current {
+            return Err(RaiseError::Lower { asked: epoch, current });
+        }
+        if epoch > 0 {
+            self.by_namespace.insert(namespace, epoch);
+        }
+        Ok(())
     }
 
     /// Takes in what a store directory says.
@@ -111,10 +140,10 @@ mod tests {
         let mut epochs = Epochs::default();
         epochs.read(left.path()).unwrap();
         assert_eq!(epochs.get(ONE), 0);
-        epochs.raise(ONE);
-        epochs.raise(TWO);
+        epochs.raise(ONE).unwrap();
+        epochs.raise(TWO).unwrap();
         epochs.write(left.path()).unwrap();
-        epochs.raise(ONE);
+        epochs.raise(ONE).unwrap();
         epochs.write(right.path()).unwrap();
         for order in [[&left, &right], [&right, &left]] {
             let mut found = Epochs::default();
@@ -126,10 +155,23 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_never_falls_and_the_last_one_is_not_passed() {
+        let mut epochs = Epochs::default();
+        assert_eq!(epochs.raise_to(ONE, 0), Ok(()));
+        assert_eq!(epochs, Epochs::default(), "0 is every namespace's: nothing is kept of it");
+        assert_eq!(epochs.raise_to(ONE, 7), Ok(()));
+        assert_eq!(epochs.raise_to(ONE, 7), Ok(()));
+        assert_eq!(epochs.raise_to(ONE, 6), Err(RaiseError::Lower { asked: 6, current: 7 }));
+        assert_eq!(epochs.raise_to(ONE, u64::MAX), Ok(()));
+        assert_eq!(epochs.raise(ONE), Err(RaiseError::Last));
+        assert_eq!((epochs.get(ONE), epochs.get(TWO)), (u64::MAX, 0));
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_cut_is_damage() {
         let directory = tempfile::tempdir().unwrap();
         let mut epochs = Epochs::default();
-        epochs.raise(ONE);
+        epochs.raise(ONE).unwrap();
         let good = epochs.encode();
         let damaged = |bytes: &[u8]| {
             std::fs::write(directory.path().join(EPOCHS_FILE), bytes).unwrap();

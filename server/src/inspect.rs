@@ -1,7 +1,5 @@
 //! Looking at blocks: one by its name, those of a segment, all of them against their checksums.
 
-use crate::epochs::EpochsError;
-use crate::metrics::Eviction;
 use crate::node::Node;
 use crate::place::{BlockPlace, Group};
 use crate::state::State;
@@ -11,7 +9,7 @@ use refrain_proto::v1;
 use refrain_store::check::{self, ReadError};
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::HEADER_SIZE;
-use std::sync::PoisonError;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -19,8 +17,6 @@ use tokio::sync::mpsc;
 const VERIFIED_AT_ONCE: usize = 16;
 /// Between two reports of progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
-/// Blocks removed under one lock.
-const DROPPED_AT_ONCE: usize = 256;
 
 /// A resident block as it stands.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +26,7 @@ pub(crate) struct BlockView {
     generation: u64,
     namespace: NamespaceDigest,
     in_host: bool,
+    pinned: bool,
     idle_seconds: u64,
 }
 
@@ -45,6 +42,7 @@ impl BlockView {
             offset: self.place.offset(),
             stored_bytes: self.place.stored_length(),
             in_host: self.in_host,
+            pinned: self.pinned,
             idle_seconds: self.idle_seconds,
         }
     }
@@ -58,7 +56,8 @@ impl Node {
             generation: state.segments.address(&place).generation.0,
             namespace: state.namespaces.get(place.namespace).digest,
             in_host: state.host.contains(key),
-            idle_seconds: self.clock.seconds_since(touched),
+            pinned: state.pins.is_pinned(key),
+            idle_seconds: self.clock.since(touched).as_secs(),
         }
     }
 
@@ -77,10 +76,16 @@ impl Node {
         keys.iter().filter_map(view).collect()
     }
 
-    /// Blocks whose hash begins with `prefix`, no more than `limit` of them.
-    pub(crate) fn blocks_named(&self, prefix: &[u8], limit: usize) -> Vec<BlockView> {
+    /// Blocks whose hash begins with the first `digits` hexadecimal digits of `prefix`, no more than
+    /// `limit` of them.
+    pub(crate) fn blocks_named(
+        &self,
+        prefix: &[u8],
+        digits: usize,
+        limit: usize,
+    ) -> Vec<BlockView> {
         let state = self.state();
-        let blocks = state.chain.iter().filter(|(key, ..)| key.sequence.0.starts_with(prefix));
+        let blocks = state.chain.iter().filter(|(key, ..)| begins(&key.sequence.0, prefix, digits));
         blocks.take(limit).map(|(key, place, at)| self.view(&state, key, place, at)).collect()
     }
 
@@ -132,7 +137,11 @@ impl Node {
     }
 
     /// Reads and checks every block; damaged ones are withdrawn. Reports until nobody listens.
-    pub(crate) async fn verify(&self, rate: u64, send: &mpsc::Sender<v1::VerifyProgress>) {
+    pub(crate) async fn verify(
+        self: &Arc<Self>,
+        rate: u64,
+        send: &mpsc::Sender<v1::VerifyProgress>,
+    ) {
         let keys = self.keys(usize::MAX);
         let total = u64::try_from(keys.len()).expect("usize fits");
         let mut progress = v1::VerifyProgress { total_blocks: total, ..Default::default() };
@@ -175,51 +184,41 @@ impl Node {
             }
         }
     }
+}
 
-    /// Removes blocks and all behind them, for good; how many went.
-    pub(crate) fn evict(&self, keys: &[BlockKey], why: Eviction) -> u64 {
-        let mut gone = 0;
-        let mut state = self.state();
-        for &key in keys {
-            for (_, place) in state.remove(key) {
-                // So that no restart finds it again.
-                let address = state.segments.address(&place);
-                self.disk(place.group.drive()).journal.withdraw(address);
-                gone += 1;
-            }
-        }
-        drop(state);
-        self.metrics.evicted(why, gone);
-        gone
-    }
+/// Whether a hash begins with the first `digits` hexadecimal digits of `prefix`.
+fn begins(hash: &[u8], prefix: &[u8], digits: usize) -> bool {
+    let digit = |bytes: &[u8], at: usize| {
+        let byte = *bytes.get(at / 2)?;
+        Some(if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf })
+    };
+    (0..digits).all(|at| digit(hash, at).is_some() && digit(hash, at) == digit(prefix, at))
+}
 
-    /// Returns once no restart, not even after a kill, finds again what was removed.
-    pub(crate) async fn removed_for_good(&self) {
-        // A withdrawn drive may not write its catalogue now: it is noted, and written when it can be.
-        for disk in self.disks.iter().filter(|disk| disk.drive.withdrawn().is_none()) {
-            disk.journal.caught_up().await;
-        }
-    }
+#[cfg(test)]
+mod tests {
+    //! Proves that a prefix counts digit by digit.
 
-    /// Removes every block of a namespace, for good; how many went. What is being saved in it, or
-    /// found by a later start on the disk, is of an earlier epoch and does not count.
-    pub(crate) fn drop_namespace(&self, digest: NamespaceDigest) -> Result<u64, EpochsError> {
-        let _one_at_a_time = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state();
-        let Some(id) = state.namespaces.find(digest) else { return Ok(0) };
-        let mut epochs = state.epochs.clone();
-        drop(state);
-        epochs.raise(digest);
-        // On the disk first, and without the lock on the index: a sync takes its time.
-        for drive in self.drives() {
-            epochs.write(drive.path())?;
+    use super::*;
+
+    #[test]
+    fn an_odd_digit_counts_and_what_lies_behind_it_does_not() {
+        let hash = [0xab, 0xcd, 0xef];
+        for (prefix, digits, expected) in [
+            (&[0xab, 0xc0][..], 3, true),
+            (&[0xab, 0xcf], 3, true),
+            (&[0xab, 0xd0], 3, false),
+            (&[0xac, 0xc0], 3, false),
+            (&[0xab, 0xcd], 4, true),
+            (&[0xab, 0xce], 4, false),
+            (&[0xa0], 1, true),
+            (&[0xb0], 1, false),
+            (&[], 0, true),
+            (&[0xab], 3, false),
+            (&[0xab], 4, false),
+            (&[0xab, 0xcd, 0xef, 0], 7, false),
+        ] {
+            assert_eq!(begins(&hash, prefix, digits), expected, "{prefix:?}, {digits}");
         }
-        let mut state = self.state();
-        state.epochs = epochs;
-        let of =
-            |(key, place, _): (BlockKey, BlockPlace, u32)| (place.namespace == id).then_some(key);
-        let keys: Vec<_> = state.chain.iter().filter_map(of).collect();
-        drop(state);
-        Ok(keys.chunks(DROPPED_AT_ONCE).map(|some| self.evict(some, Eviction::Drop)).sum())
     }
 }

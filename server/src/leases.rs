@@ -3,13 +3,14 @@
 //! A lease holds the segments of its blocks and the frames of its loads. It ends when it is
 //! released, when its time is up, or with its session; a reservation ends with its lease.
 
+use crate::forecast::Work;
 use crate::namespaces::{Registration, SessionId};
 use crate::place::{BlockPlace, Group};
 use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Frame;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Names a lease; not to be guessed, as it stands for the right to its blocks.
 pub(crate) type LeaseId = u64;
@@ -31,6 +32,10 @@ pub(crate) struct Lease {
     /// Of the blocks that matched, those that were loaded: they need no drive any more.
     pub(crate) loaded: Vec<Option<Arc<Frame>>>,
     pub(crate) reservations: Vec<ReservationId>,
+    /// As its lookup was told.
+    pub(crate) expected_load: Duration,
+    /// Of a load of all that matched, once there was one.
+    pub(crate) work: Option<Work>,
     deadline: Instant,
 }
 
@@ -39,14 +44,23 @@ impl Lease {
         registration: Arc<Registration>,
         hashes: Arc<[SequenceHash]>,
         places: Vec<BlockPlace>,
-        deadline: Instant,
+        (deadline, expected_load): (Instant, Duration),
     ) -> Self {
         let mut held: Vec<Group> = places.iter().map(|place| place.group).collect();
         held.sort_unstable();
         held.dedup();
-        let (frames, reservations) = (Vec::new(), Vec::new());
-        let loaded = vec![None; places.len()];
-        Self { registration, hashes, places, held, frames, loaded, reservations, deadline }
+        Self {
+            registration,
+            hashes,
+            held,
+            frames: Vec::new(),
+            loaded: vec![None; places.len()],
+            places,
+            reservations: Vec::new(),
+            expected_load,
+            work: None,
+            deadline,
+        }
     }
 
     fn session(&self) -> Option<SessionId> {
@@ -206,7 +220,6 @@ mod tests {
     use refrain_index::hash::TenantKey;
     use refrain_index::namespace::NamespaceDigest;
     use refrain_store::geometry::Layout;
-    use std::time::Duration;
 
     fn registration(session: u8) -> Arc<Registration> {
         Arc::new(Registration {
@@ -221,7 +234,8 @@ mod tests {
     }
 
     fn lease(session: u8, deadline: Instant) -> Lease {
-        Lease::new(registration(session), Arc::new([]), Vec::new(), deadline)
+        let ends = (deadline, Duration::ZERO);
+        Lease::new(registration(session), Arc::new([]), Vec::new(), ends)
     }
 
     fn reservation(lease: LeaseId) -> Reservation {

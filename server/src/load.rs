@@ -4,8 +4,8 @@
 //! [`BlockRead`] is one block on its way from a drive, shared by all loads that want it. Whoever
 //! goes away, the read runs out, and the block stays in the host tier.
 
+use crate::fates::{Eviction, Removal};
 use crate::leases::LeaseId;
-use crate::metrics::{Eviction, Miss};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId};
 use crate::state::State;
@@ -15,10 +15,21 @@ use refrain_store::check::{ReadError, Shape};
 use refrain_store::engine::{ReadSink, RecordRead};
 use refrain_store::geometry::{HEADER_SIZE, Layout};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::warn;
+
+/// Why a matched block was not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    Deadline,
+    Damaged,
+    /// No frame in the load arena could be freed.
+    NoMemory,
+    Drive,
+}
 
 /// Stripe `stripe` of `blocks` blocks from `first_block` on is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +56,6 @@ pub struct Load {
     pub frames: Vec<Arc<Frame>>,
     pub layout: Layout,
     pub deadline: Instant,
-    /// What its bytes should take.
-    transfer: Duration,
     /// Blocks wanted; those behind the placed ones are misses.
     asked: u32,
     /// Blocks that were in the host tier.
@@ -80,7 +89,7 @@ impl Load {
         (asked, frames): (u32, Vec<Arc<Frame>>),
         from_host: Vec<bool>,
         layout: Layout,
-        (deadline, transfer): (Instant, Duration),
+        deadline: Instant,
         reason: Option<Miss>,
     ) -> Self {
         let stripes = count(layout.stripes.len());
@@ -88,7 +97,7 @@ impl Load {
         let end = count(frames.len());
         let progress = Progress { arrived: Vec::new(), lacking, end, reason, complete: 0 };
         let (progress, changed) = (Mutex::new(progress), Notify::new());
-        Self { frames, layout, deadline, transfer, asked, from_host, progress, changed }
+        Self { frames, layout, deadline, asked, from_host, progress, changed }
     }
 
     /// Where each block's payload lies in the load arena.
@@ -297,21 +306,26 @@ impl Node {
             frames.push(frame);
             sources.push(source);
         }
+        let from_ssd = sources.iter().filter_map(|source| match source {
+            Source::Host => None,
+            Source::Shared(read) | Source::Ssd(read) => Some(&read.place),
+        });
+        let host = sources.iter().map(|source| matches!(source, Source::Host));
+        let host: Vec<_> = host.collect();
+        let work = self.work(host.iter().filter(|host| **host).count(), from_ssd);
         if let Some(held) = state.leases.get_mut(lease) {
             held.frames.extend(frames.iter().cloned());
+            held.work = (blocks == matched && reason.is_none()).then_some(work);
         }
         let renewed = Instant::now() + self.config.lease_default;
         state.leases.renew(lease, renewed);
         let reads = requests(state, &sources, &registration.layout, deadline);
         drop(guard);
-        let transfer = self.transfer_time(sources.iter().filter_map(|source| match source {
-            Source::Host => None,
-            Source::Shared(read) | Source::Ssd(read) => Some(&read.place),
-        }));
-        let host = sources.iter().map(|source| matches!(source, Source::Host)).collect();
+        if reason.is_some() {
+            self.say_if_beyond_arena(u64::from(blocks) * registration.layout.stored_length());
+        }
         let layout = registration.layout.clone();
-        let load =
-            Arc::new(Load::new((blocks, frames), host, layout, (deadline, transfer), reason));
+        let load = Arc::new(Load::new((blocks, frames), host, layout, deadline, reason));
         for (block, source) in (0..).zip(&sources) {
             match source {
                 Source::Host => {
@@ -382,16 +396,23 @@ impl Node {
         self.leases_ended(freed);
     }
 
+    /// Says, once, of a load whose blocks have no place that it never can have one.
+    fn say_if_beyond_arena(&self, wanted: u64) {
+        let load_arena = self.arena.mapping().bytes_len();
+        if wanted > load_arena && !self.said_beyond_arena.swap(true, Ordering::Relaxed) {
+            warn!(
+                wanted,
+                load_arena,
+                "a load is larger than the load arena, what does not fit is a miss: give a larger \
+                 load_arena, or load fewer blocks at a time"
+            );
+        }
+    }
+
     /// Counts a load that has ended.
     pub(crate) fn count_load(&self, load: &Load, ended: Ended, elapsed: Duration) {
         let bytes = load.layout.payload_length;
         self.metrics.loaded(u64::from(ended.host), u64::from(ended.ssd), bytes, elapsed);
-        if ended.reason.is_none() {
-            let expected = load.transfer + self.overhead.get();
-            let error = elapsed.abs_diff(expected);
-            self.metrics.expected_load_error_seconds.observe(error.as_secs_f64());
-            self.overhead.learn(load.transfer, elapsed);
-        }
         if let Some(reason) = ended.reason {
             let missed = load.asked - ended.loaded;
             self.metrics.missed(reason, u64::from(missed));
@@ -442,7 +463,8 @@ impl Node {
             "damaged block withdrawn"
         );
         self.disk(place.group.drive()).journal.withdraw(address);
-        let removed = state.remove(key);
+        let why = Eviction::Damage;
+        let removed = state.remove(key, Removal { why, at: self.clock.now(), for_whom: None });
         self.metrics.damaged_blocks.inc();
         self.metrics.evicted(Eviction::Damage, count64(removed.len()));
         true

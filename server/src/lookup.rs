@@ -102,16 +102,9 @@ impl Node {
             return Err(RegisterError::TooMany { limit: REGISTRATIONS_MAX });
         }
         let id = state.namespaces.meet(digest);
-        state.namespaces.describe(id, &namespace.tenant, &namespace.model);
-        let registration = Registration {
-            namespace: id,
-            digest,
-            key: TenantKey::derive(&self.secret, &namespace.tenant),
-            shard,
-            block_tokens: usize::try_from(namespace.block_tokens).expect("32 bits fit"),
-            layout: layout.clone(),
-            session,
-        };
+        state.namespaces.describe(id, namespace);
+        let key = TenantKey::derive(&self.secret, &namespace.tenant);
+        let registration = Registration::new((id, digest), namespace, key, shard, session)?;
         let id = state.registrations.add(fastrand::u64(1..), registration);
         Ok(Registered { id, layout, digest })
     }
@@ -153,10 +146,10 @@ impl Node {
         });
         places.truncate(reach.count());
         let in_host = in_host(&state, registration.shard, &hashes, &places);
-        let expected_load = self.expected_load(&places, &in_host);
+        let expected_load = self.expected_load(&state, &places, &in_host);
         let prompt_blocks = count(hashes.len());
         let deadline = Instant::now() + lease_time;
-        let lease = Lease::new(Arc::clone(registration), hashes, places, deadline);
+        let lease = Lease::new(Arc::clone(registration), hashes, places, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
         let lease = state.leases.add(lease);
@@ -173,12 +166,13 @@ impl Node {
     }
 
     /// Of all matched blocks, as the drives stand now.
-    fn expected_load(&self, places: &[BlockPlace], in_host: &[bool]) -> Duration {
+    fn expected_load(&self, state: &State, places: &[BlockPlace], in_host: &[bool]) -> Duration {
         if places.is_empty() {
             return Duration::ZERO;
         }
-        let on_drives = places.iter().zip(in_host).filter(|(_, host)| !**host);
-        self.transfer_time(on_drives.map(|(place, _)| place)) + self.overhead.get()
+        let on_ssd = places.iter().zip(in_host).filter(|(_, host)| !**host);
+        let host_blocks = in_host.iter().filter(|host| **host).count();
+        state.forecast.expected(self.work(host_blocks, on_ssd.map(|(place, _)| place)))
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.
@@ -187,10 +181,16 @@ impl Node {
         self.state().leases.renew(lease, Instant::now() + time).then_some(time)
     }
 
-    /// Ends a lease; whether it held until now.
-    pub fn release(&self, lease: LeaseId) -> bool {
+    /// Ends a lease; whether it held until now. `load_time` is what a load of all that matched took
+    /// whoever asked for it.
+    pub fn release(&self, lease: LeaseId, load_time: Option<Duration>) -> bool {
         let mut state = self.state();
         let ended = state.leases.end(lease);
+        let work = ended.as_ref().and_then(|lease| Some((lease.expected_load, lease.work?)));
+        if let (Some((expected, work)), Some(took)) = (work, load_time) {
+            self.metrics.expected_load_error_seconds.observe(took.abs_diff(expected).as_secs_f64());
+            state.forecast.learn(work, took);
+        }
         let freed = ended.as_ref().is_some_and(|lease| state.let_go(lease));
         drop(state);
         self.leases_ended(freed);
@@ -199,7 +199,7 @@ impl Node {
 }
 
 /// The names of a prompt's full blocks.
-fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
+pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
     let Registration { key, digest, block_tokens, .. } = registration;
     match prompt {
         Prompt::Tokens { tokens, extra_keys } => {

@@ -3,6 +3,9 @@
 //! The core bumps plain atomics; names, help texts and buckets stand here. Every counter is there
 //! from the start, as 0. Gauges of drives are asked for at each scrape.
 
+use crate::fates::Eviction;
+use crate::load::Miss;
+use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -16,7 +19,7 @@ mod drives;
 mod labels;
 mod record;
 
-pub use labels::{CounterBy, Eviction, Label, Miss, Refusal, Source};
+pub use labels::{CounterBy, Label, Source};
 
 use drives::{AskDrives, DriveCollector};
 
@@ -58,6 +61,8 @@ pub struct Metrics {
     pub leases: Level,
     pub reservations: Level,
     pub blocks: Level,
+    /// Of the resident blocks, bytes that reclaim keeps.
+    pub pinned_bytes: Level,
     pub index_bytes: Level,
     pub host_frames: Level,
     pub host_bytes: Level,
@@ -150,6 +155,7 @@ impl Metrics {
             leases: make.level("leases", "Leases held"),
             reservations: make.level("reservations", "Saves reserved, not yet committed"),
             blocks: make.level("blocks", "Blocks resident"),
+            pinned_bytes: make.level("pinned_bytes", "Stored bytes of pinned blocks"),
             index_bytes: make.level("index_bytes", "Memory of the index"),
             host_frames: make.level("host_frames", "Blocks in the host tier"),
             host_bytes: make.level("host_bytes", "Memory of the host tier in use"),

@@ -2,8 +2,8 @@
 
 use crate::place::{BlockPlace, NamespaceId};
 use refrain_index::hash::{SequenceHash, TenantKey};
-use refrain_index::namespace::NamespaceDigest;
-use refrain_store::geometry::Layout;
+use refrain_index::namespace::{Namespace, NamespaceDigest};
+use refrain_store::geometry::{Layout, LayoutError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -24,6 +24,25 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// A worker's shard of `namespace`, which must be one that can be registered.
+    pub(crate) fn new(
+        (id, digest): (NamespaceId, NamespaceDigest),
+        namespace: &Namespace,
+        key: TenantKey,
+        shard: u32,
+        session: Option<SessionId>,
+    ) -> Result<Self, LayoutError> {
+        Ok(Self {
+            namespace: id,
+            digest,
+            key,
+            shard,
+            block_tokens: usize::try_from(namespace.block_tokens).expect("32 bits fit"),
+            layout: Layout::new(namespace.layers, namespace.layer_bytes)?,
+            session,
+        })
+    }
+
     /// What stands as the parent of a prompt's first block, in headers.
     pub(crate) fn root(&self) -> SequenceHash {
         self.key.root(self.digest)
@@ -36,9 +55,8 @@ pub(crate) struct Known {
     pub(crate) digest: NamespaceDigest,
     pub(crate) blocks: u64,
     pub(crate) bytes: u64,
-    /// Empty until a worker registers it after a start.
-    pub(crate) tenant: String,
-    pub(crate) model: String,
+    /// Not known until a worker registers it after a start.
+    pub(crate) described: Option<Arc<Namespace>>,
 }
 
 #[derive(Debug, Default)]
@@ -53,15 +71,14 @@ impl Namespaces {
         let known = &mut self.known;
         *self.by_digest.entry(digest).or_insert_with(|| {
             let id = u32::try_from(known.len()).expect("fewer than 2^32 namespaces");
-            let (tenant, model) = (String::new(), String::new());
-            known.push(Known { digest, blocks: 0, bytes: 0, tenant, model });
+            known.push(Known { digest, blocks: 0, bytes: 0, described: None });
             NamespaceId(id)
         })
     }
 
-    pub(crate) fn describe(&mut self, id: NamespaceId, tenant: &str, model: &str) {
+    pub(crate) fn describe(&mut self, id: NamespaceId, namespace: &Namespace) {
         let known = self.get_mut(id);
-        (known.tenant, known.model) = (tenant.to_owned(), model.to_owned());
+        known.described.get_or_insert_with(|| Arc::new(namespace.clone()));
     }
 
     pub(crate) fn find(&self, digest: NamespaceDigest) -> Option<NamespaceId> {
@@ -74,6 +91,15 @@ impl Namespaces {
 
     pub(crate) fn all(&self) -> &[Known] {
         &self.known
+    }
+
+    /// In the order in which they were met.
+    pub(crate) fn numbered(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (NamespaceId, &Known)> + ExactSizeIterator {
+        self.known.iter().enumerate().map(|(index, known)| {
+            (NamespaceId(u32::try_from(index).expect("fewer than 2^32 namespaces")), known)
+        })
     }
 
     pub(crate) fn enter(&mut self, place: &BlockPlace) {

@@ -1,11 +1,11 @@
 //! One node: its drives, its memory, and the index over both.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
 use crate::epochs::EpochsError;
-use crate::forecast::Overhead;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::pinning;
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::recovery::{self, Found};
 use crate::secret::{SECRET_BYTES, SecretError};
@@ -20,7 +20,7 @@ use refrain_store::engine::{GroupEvent, Limits};
 use refrain_store::geometry::stored_length;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -80,8 +80,6 @@ pub struct Node {
     pub(crate) disks: Vec<Disk>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) metrics: Metrics,
-    /// Of loads.
-    pub(crate) overhead: Overhead,
     pub(crate) clock: Clock,
     pub(crate) restart: Restart,
     /// Told when an earlier lease may be the next to end.
@@ -90,6 +88,10 @@ pub struct Node {
     pub(crate) lease_ended: Notify,
     /// Held while a namespace is dropped.
     pub(crate) dropping: Mutex<()>,
+    /// Whether a load beyond the arena was reported.
+    pub(crate) said_beyond_arena: AtomicBool,
+    /// Held while pins change.
+    pub(crate) pinning: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -117,6 +119,7 @@ impl Node {
         // The stores are ours by now: nobody else makes a secret meanwhile.
         let secret = config.secret()?;
         let restored = restore(&mut state, &found, clock.now());
+        pinning::restore(&mut state, disks.iter().map(|disk| &disk.drive), unix_ms());
         let metrics = Metrics::new();
         let drives: Vec<Drive> = disks.iter().map(|disk| disk.drive.clone()).collect();
         metrics.watch_drives(move || {
@@ -138,12 +141,13 @@ impl Node {
             disks,
             arena,
             metrics,
-            overhead: Overhead::default(),
             clock,
             restart,
             leases_changed: Notify::new(),
             lease_ended: Notify::new(),
             dropping: Mutex::new(()),
+            said_beyond_arena: AtomicBool::new(false),
+            pinning: Mutex::new(()),
             state: Mutex::new(state),
         }))
     }
@@ -156,6 +160,10 @@ impl Node {
         self.disks.iter().map(|disk| &disk.drive)
     }
 
+    pub(crate) fn numbered_disks(&self) -> impl Iterator<Item = (DriveId, &Disk)> {
+        (0..=u8::MAX).map(DriveId).zip(&self.disks)
+    }
+
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -163,12 +171,15 @@ impl Node {
     /// All that is counted, as of now.
     pub(crate) fn metrics_text(&self) -> String {
         let count = |size: usize| u64::try_from(size).expect("usize fits");
-        let state = self.state();
+        let mut state = self.state();
+        state.expire_pins(unix_ms());
         let Metrics { sessions, leases, reservations, blocks, .. } = &self.metrics;
         sessions.set(count(state.sessions.len()));
         leases.set(count(state.leases.len()));
         reservations.set(count(state.leases.reservations()));
         blocks.set(count(state.chain.len()));
+        let pinned = self.numbered_disks().map(|(drive, _)| state.segments.pinned_bytes(drive));
+        self.metrics.pinned_bytes.set(pinned.sum());
         self.metrics.index_bytes.set(state.chain.bytes());
         self.metrics.host_frames.set(count(state.host.len()));
         self.metrics.host_bytes.set(state.host.bytes());

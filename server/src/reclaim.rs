@@ -5,21 +5,26 @@
 //! all ancestors, and an ancestor is written before its descendants: so by age of the match, then by
 //! place, a block never moves ahead of its parent.
 //!
+//! Pinned blocks always move on, and count against no budget. A segment that is more than half full of
+//! them stays as it is, while there are others: at most a quarter of a drive is pinned, so that there
+//! are. For their new place a segment is kept free of saves.
+//!
 //! Segments that nobody holds go first. Where all are held, the oldest is emptied all the same: the
 //! leases on it keep their bytes, and it is used again when the last of them has ended.
 
-use crate::metrics::Eviction;
+use crate::clock::unix_ms;
+use crate::fates::{Eviction, Removal};
 use crate::node::{Disk, Node};
 use crate::place::{BlockPlace, DriveId, Group};
+use crate::segments::SegmentUse;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::{ReadError, Shape};
 use refrain_store::engine::{
-    Append, NewRecord, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
+    Append, NewRecord, Payload, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
 };
 use refrain_store::format::RecordHeader;
-use refrain_store::geometry::{HEADER_SIZE, Layout, StripeRange};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -39,6 +44,17 @@ impl Disk {
     /// Free segments to keep: one that writes go to next, and one in reserve where there are many.
     fn free_wanted(&self) -> u64 {
         if self.drive.stats().segments >= 8 { 2 } else { 1 }
+    }
+
+    /// Bytes that records may still take.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let bytes = self.drive.stats().segment_bytes;
+        let free = |segment: &SegmentStatus| match segment.state {
+            SegmentState::Free => bytes,
+            SegmentState::Open => bytes.saturating_sub(segment.end),
+            SegmentState::Sealed | SegmentState::Lost => 0,
+        };
+        self.drive.segments().iter().map(free).sum()
     }
 
     pub(crate) fn reclaim_if_low(&self) {
@@ -62,8 +78,13 @@ impl Node {
     /// drive hears of it a little later.
     fn is_low(&self, drive: DriveId) -> bool {
         let disk = self.disk(drive);
+        if !disk.drive.stats().writable {
+            // Nothing is written any more: what is there is best left.
+            return false;
+        }
         let segments = disk.drive.segments();
-        let state = self.state();
+        let mut state = self.state();
+        state.expire_pins(unix_ms());
         let is_free = |segment: &SegmentStatus| {
             segment.state == SegmentState::Free || is_retired(&state, drive, segment)
         };
@@ -73,13 +94,19 @@ impl Node {
 
     /// Whether a segment was given back; if not, none is sealed.
     async fn reclaim_one(&self, drive: DriveId) -> bool {
-        let Some(group) = self.oldest(drive) else { return false };
-        let moving = self.worth_moving(group);
-        let mut copies = Vec::with_capacity(moving.len());
-        for batch in moving.chunks(BATCH) {
-            copies.extend(self.copy(drive, batch).await);
+        let Some(mut group) = self.oldest(drive) else { return false };
+        let mut moved = self.move_on(drive, &self.worth_moving(group)).await;
+        while !self.begin_leaving(group) {
+            // Pinned meanwhile, or there was no room to move what is.
+            let again = self.move_on(drive, &self.pinned_in(group)).await;
+            moved += again;
+            if again == 0 {
+                match self.oldest_of(drive, |segment| segment.pinned_bytes() == 0) {
+                    Some(other) => group = other,
+                    None => self.give_up_pins(group),
+                }
+            }
         }
-        let moved = self.move_to(drive, &copies).await;
         let evicted = self.empty(group);
         self.retire(group).await;
         self.metrics.evicted(Eviction::Reclaim, evicted);
@@ -92,11 +119,26 @@ impl Node {
         true
     }
 
+    fn begin_leaving(&self, group: Group) -> bool {
+        self.state().segments.begin_leaving(group)
+    }
+
+    /// Writes blocks again where writes go now; how many count there.
+    async fn move_on(&self, drive: DriveId, moving: &[(BlockKey, BlockPlace)]) -> u64 {
+        let mut copies = Vec::with_capacity(moving.len());
+        for batch in moving.chunks(BATCH) {
+            copies.extend(self.copy(drive, batch).await);
+        }
+        self.move_to(drive, &copies).await
+    }
+
     /// Removes what is left in a segment, a few blocks at a time; how many went.
     fn empty(&self, group: Group) -> u64 {
-        let mut evicted = 0;
+        let (mut evicted, at) = (0, self.clock.now());
         loop {
             let mut state = self.state();
+            let for_whom = state.fates.saver(group.drive());
+            let removal = Removal { why: Eviction::Reclaim, at, for_whom };
             let some: Vec<_> = state.chain.group(group.number()).take(EMPTIED_AT_ONCE).collect();
             if some.is_empty() {
                 return evicted;
@@ -104,7 +146,8 @@ impl Node {
             for (key, place, _) in some {
                 // An ancestor may have taken it along already.
                 if state.chain.get(key) == Some(place) {
-                    evicted += u64::try_from(state.remove(key).len()).expect("usize fits");
+                    let gone = state.remove(key, removal).len();
+                    evicted += u64::try_from(gone).expect("usize fits");
                 }
             }
         }
@@ -131,23 +174,47 @@ impl Node {
         !is_held
     }
 
-    /// The segment that was begun first, of those that nobody holds; of all, where all are held.
+    /// The segment that was begun first, of those that are not half full of pinned blocks and that
+    /// nobody holds; of all, where there is none.
     fn oldest(&self, drive: DriveId) -> Option<Group> {
-        let mut segments = self.disk(drive).drive.segments();
+        self.oldest_of(drive, |_| true)
+    }
+
+    fn oldest_of(&self, drive: DriveId, which: impl Fn(SegmentUse) -> bool) -> Option<Group> {
+        let disk = &self.disk(drive).drive;
+        let half = disk.stats().segment_bytes / 2;
+        let mut segments = disk.segments();
         segments.retain(|segment| segment.state == SegmentState::Sealed);
         segments.sort_unstable_by_key(|segment| segment.birth);
         let state = self.state();
         segments.retain(|segment| !is_retired(&state, drive, segment));
         let groups = segments.iter().filter_map(|segment| Group::new(drive, segment.id));
-        let unheld = { groups.clone() }.find(|group| !state.segments.is_held(*group));
-        unheld.or_else(|| { groups }.next())
+        let groups = groups.filter(|group| which(state.segments.get(*group)));
+        // Of equals the first.
+        groups.min_by_key(|group| {
+            let is_pinned = state.segments.get(*group).pinned_bytes() > half;
+            (is_pinned, state.segments.is_held(*group))
+        })
     }
 
-    fn worth_moving(&self, group: Group) -> Vec<(BlockKey, BlockPlace)> {
+    /// Blocks of a segment that are pinned, by their place: so none moves ahead of its parent.
+    fn pinned_in(&self, group: Group) -> Vec<(BlockKey, BlockPlace)> {
         let state = self.state();
-        let blocks = state.chain.group(group.number());
-        let mut hit: Vec<_> =
-            blocks.filter(|block| state.segments.was_hit(group, block.2)).collect();
+        let blocks = state.chain.group(group.number()).map(|(key, place, _)| (key, place));
+        let mut pinned: Vec<_> = blocks.filter(|(key, _)| state.pins.is_pinned(*key)).collect();
+        drop(state);
+        pinned.sort_unstable_by_key(|(_, place)| place.offset());
+        pinned
+    }
+
+    /// What is pinned, and of what was hit as much as the budget allows.
+    fn worth_moving(&self, group: Group) -> Vec<(BlockKey, BlockPlace)> {
+        let mut moving = self.pinned_in(group);
+        let state = self.state();
+        let was_hit = |(key, _, touched): &(BlockKey, BlockPlace, u32)| {
+            state.segments.was_hit(group, *touched) && !state.pins.is_pinned(*key)
+        };
+        let mut hit: Vec<_> = state.chain.group(group.number()).filter(was_hit).collect();
         drop(state);
         hit.sort_unstable_by_key(|(_, place, touched)| {
             (std::cmp::Reverse(*touched), place.offset())
@@ -158,7 +225,8 @@ impl Node {
             budget = left.unwrap_or(0);
             left.is_some()
         };
-        hit.into_iter().take_while(fits).map(|(key, place, _)| (key, place)).collect()
+        moving.extend(hit.into_iter().take_while(fits).map(|(key, place, _)| (key, place)));
+        moving
     }
 
     /// Copies records to where writes go now; those that arrived.
@@ -282,8 +350,7 @@ impl Node {
         let (answer, stored) = oneshot::channel();
         let append = Append {
             header: record,
-            layout: layout_of(&header),
-            payload: frame.region().slice(HEADER_SIZE, header.stored_length() - HEADER_SIZE),
+            payload: Payload::of_record(&header, frame.region()).ok()?,
             keep: Some(Box::new(Arc::clone(frame))),
             reply: Box::new(move |outcome| {
                 // Whoever asked has gone; the record is written all the same.
@@ -308,16 +375,6 @@ fn is_retired(state: &State, drive: DriveId, segment: &SegmentStatus) -> bool {
     let group = Group::new(drive, segment.id);
     segment.state == SegmentState::Sealed
         && group.is_some_and(|group| state.segments.is_retired(group, segment.generation))
-}
-
-/// The layout that a record was written with.
-fn layout_of(header: &RecordHeader) -> Layout {
-    let range = |stripe: &refrain_store::format::Stripe| StripeRange {
-        offset: stripe.offset,
-        length: stripe.length,
-    };
-    let stripes = header.stripes.iter().map(range).collect();
-    Layout { stripes, layers_per_stripe: 1, payload_length: header.payload_length }
 }
 
 /// Answers one whole read.

@@ -3,23 +3,35 @@
 //! Nothing of a save waits for room: what the drives cannot take soon is refused. A block that was
 //! written and whose parent did not make it is never found; its record goes with its segment.
 
+use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
-use crate::metrics::Refusal;
 use crate::namespaces::{Registration, SessionId};
-use crate::node::Node;
+use crate::node::{Disk, Node};
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::{KEY_SCHEME, SequenceHash};
 use refrain_store::arena::{Frame, Region};
-use refrain_store::drive::Refused;
-use refrain_store::engine::{Append, AppendError, NewRecord, Stored};
+use refrain_store::drive::{Drive, Refused as Unqueued};
+use refrain_store::engine::{Append, AppendError, NewRecord, Payload, Stored};
 use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
 use tokio::sync::oneshot;
+
+/// Why a block was not saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The drives are behind.
+    Busy,
+    NoSpace,
+    ReadOnly,
+    Draining,
+    /// The block before it is not resident.
+    NoParent,
+}
 
 /// What a save may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +97,45 @@ pub(crate) struct Batch {
     begin: Instant,
 }
 
+/// Blocks of a commit that a drive has taken, each with where its answer comes.
+type Sent = Vec<(u32, oneshot::Receiver<Result<Stored, AppendError>>)>;
+
+impl Batch {
+    /// Queues the blocks at a drive, one by one: it writes the first while the next is checksummed.
+    /// With why not all of them were.
+    fn send(self, drive: &Drive) -> (Sent, Option<Refusal>) {
+        let Self { registration, hashes, blocks, epoch, .. } = self;
+        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
+        let mut sent = Vec::with_capacity(blocks.len());
+        for (block, region, keep) in blocks {
+            let header = NewRecord {
+                key_scheme: KEY_SCHEME,
+                sequence_hash: hashes[index(block)].0,
+                shard: registration.shard,
+                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
+                namespace: registration.digest.0,
+                epoch,
+                position: block,
+            };
+            let payload = match Payload::new(&registration.layout, region) {
+                Ok(payload) => payload,
+                Err(error) => return (sent, Some(refusal_of(error))),
+            };
+            let (answer, written_at) = oneshot::channel();
+            let reply = Box::new(move |outcome| {
+                // A commit waits for all of its blocks, unless the process ends.
+                let _ = answer.send(outcome);
+            });
+            match drive.append(Append { header, payload, keep, reply }) {
+                Ok(()) => sent.push((block, written_at)),
+                Err(Unqueued::Busy) => return (sent, Some(Refusal::Busy)),
+                Err(_) => return (sent, Some(Refusal::Draining)),
+            }
+        }
+        (sent, None)
+    }
+}
+
 impl Node {
     /// Says which blocks of a lease's prompt should be sent: those that are not resident, as far
     /// as the drives keep up.
@@ -111,13 +162,13 @@ impl Node {
             Some(Refusal::Draining)
         } else if !has_parent {
             Some(Refusal::NoParent)
-        } else if self.choose_drive().is_none() {
+        } else if !self.disks.iter().any(Disk::takes_writes) {
             Some(Refusal::ReadOnly)
         } else {
             None
         };
         if let Some(refusal) = refusal {
-            self.metrics.refused(refusal, u64::from(end - start));
+            self.refuse(state, &registration, &hashes[index(start)..index(end)], refusal);
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: Some(refusal) });
         }
         let block_bytes = registration.layout.stored_length();
@@ -126,7 +177,8 @@ impl Node {
         let taken = wanted.min(u32::try_from(room).unwrap_or(u32::MAX));
         let refusal = (taken < wanted).then_some(Refusal::Busy);
         if taken < wanted {
-            self.metrics.refused(Refusal::Busy, u64::from(wanted - taken));
+            let refused = &hashes[index(start + taken)..index(end)];
+            self.refuse(state, &registration, refused, Refusal::Busy);
         }
         let blocks: Vec<u32> = (start..start + taken).collect();
         if blocks.is_empty() {
@@ -143,6 +195,22 @@ impl Node {
         Ok(Reserved { reservation, blocks, refusal })
     }
 
+    /// Counts blocks that are not saved, and remembers them for whoever asks why they miss.
+    fn refuse(
+        &self,
+        state: &mut State,
+        registration: &Registration,
+        hashes: &[SequenceHash],
+        why: Refusal,
+    ) {
+        self.metrics.refused(why, u64::from(count(hashes.len())));
+        let refused = Refused { why, at: self.clock.now() };
+        for &sequence in hashes {
+            let key = BlockKey { sequence, shard: registration.shard };
+            state.fates.refused(key, refused);
+        }
+    }
+
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
     fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
         let stats = self.disks.iter().map(|disk| disk.drive.stats());
@@ -150,7 +218,12 @@ impl Node {
         let working = stats.filter(|stats| stats.withdrawn.is_none());
         let queued: u64 = working.map(|stats| stats.queued_write_bytes).sum();
         let taken = queued + state.leases.reserved_bytes();
-        let room = self.config.save_queue.saturating_sub(taken);
+        let beside_pins = self.numbered_disks().map(|(id, _)| self.room_beside_pins(state, id));
+        let beside_pins = beside_pins.fold(0, u64::saturating_add);
+        let room = self.config.save_queue.min(beside_pins).saturating_sub(taken);
+        if beside_pins < block_bytes {
+            return 0;
+        }
         if taken == 0 { room.max(block_bytes) } else { room }
     }
 
@@ -242,43 +315,21 @@ impl Node {
 
     /// Writes a batch and lets it into the index.
     pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
-        let Batch { registration, hashes, blocks, epoch, begin } = batch;
-        let asked = count(blocks.len());
+        let (registration, hashes) = (Arc::clone(&batch.registration), Arc::clone(&batch.hashes));
+        let (epoch, begin) = (batch.epoch, batch.begin);
+        let asked: Vec<_> = batch.blocks.iter().map(|(block, ..)| hashes[index(*block)]).collect();
         let Some(drive) = self.choose_drive() else {
-            self.metrics.refused(Refusal::ReadOnly, u64::from(asked));
+            self.refuse(&mut self.state(), &registration, &asked, Refusal::ReadOnly);
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
         self.disk(drive).asked.notify_one();
         let patience = tokio::time::Instant::now() + self.config.drive_patience;
-        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
-        let (mut written, mut refusal) = (Vec::with_capacity(blocks.len()), None);
-        for (block, payload, keep) in blocks {
-            let header = NewRecord {
-                key_scheme: KEY_SCHEME,
-                sequence_hash: hashes[index(block)].0,
-                shard: registration.shard,
-                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
-                namespace: registration.digest.0,
-                epoch,
-                position: block,
-            };
-            let (answer, written_at) = oneshot::channel();
-            let reply = Box::new(move |outcome| {
-                // A commit waits for all of its blocks, unless the process ends.
-                let _ = answer.send(outcome);
-            });
-            let layout = registration.layout.clone();
-            let append = Append { header, layout, payload, keep, reply };
-            match self.disk(drive).drive.append(append) {
-                Ok(()) => written.push((block, written_at)),
-                Err(Refused::Busy) => refusal = Some(Refusal::Busy),
-                Err(_) => refusal = Some(Refusal::Draining),
-            }
-            if refusal.is_some() {
-                break;
-            }
-        }
+        let to = self.disk(drive).drive.clone();
+        // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
+        let sent = tokio::task::spawn_blocking(move || batch.send(&to)).await;
+        // It does not panic; a runtime that ends takes no more work.
+        let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
         for (block, written_at) in written {
             match tokio::time::timeout_at(patience, written_at).await {
@@ -296,7 +347,8 @@ impl Node {
                 .await
                 .unwrap_or(false);
         if let Some(refusal) = committed.refusal {
-            self.metrics.refused(refusal, u64::from(asked - committed.saved));
+            let refused = &asked[index(committed.saved)..];
+            self.refuse(&mut self.state(), &registration, refused, refusal);
         }
         let bytes = u64::from(committed.saved) * registration.layout.payload_length;
         self.metrics.saved(u64::from(committed.saved), bytes, begin.elapsed());
@@ -364,17 +416,17 @@ impl Node {
 
     /// Of the drives that take writes, the one with the shortest queue for its speed; of equals, the emptiest.
     fn choose_drive(&self) -> Option<DriveId> {
-        let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
-        let writable = drives.filter_map(|(id, disk)| {
+        let state = self.state();
+        let writable = self.numbered_disks().filter_map(|(id, disk)| {
             let stats = disk.drive.stats();
             let rate = stats.write_bytes_per_second.max(1 << 20);
             let wait_ms = stats.queued_write_bytes.saturating_mul(1000) / rate;
             let used = u64::from(stats.segments) - stats.segments_free;
             let used_share = used * 1000 / u64::from(stats.segments.max(1));
-            let takes = stats.writable && stats.withdrawn.is_none();
-            takes.then_some((wait_ms, used_share, id))
+            let is_short = self.room_beside_pins(&state, id) == 0;
+            disk.takes_writes().then_some((is_short, wait_ms, used_share, id))
         });
-        writable.min().map(|(_, _, id)| id)
+        writable.min().map(|(.., id)| id)
     }
 }
 

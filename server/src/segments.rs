@@ -13,11 +13,23 @@ pub(crate) struct SegmentUse {
     holds: u32,
     /// When the last record came, in ticks of the node's clock.
     written: u32,
+    /// Of its live bytes, those that reclaim moves on in any case.
+    pinned_bytes: u64,
+    /// It is being emptied: nothing comes into it, and nothing in it is pinned.
+    leaving: bool,
 }
 
 impl SegmentUse {
     pub(crate) fn written(&self) -> u32 {
         self.written
+    }
+
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
     }
 }
 
@@ -25,6 +37,8 @@ impl SegmentUse {
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     drives: Vec<Vec<SegmentUse>>,
+    /// Of each drive.
+    pinned_bytes: Vec<u64>,
 }
 
 impl Segments {
@@ -32,6 +46,7 @@ impl Segments {
         let drive = u8::try_from(self.drives.len()).expect("a node has at most 256 drives");
         let uses = generations.map(|g| SegmentUse { generation: g.0, ..SegmentUse::default() });
         self.drives.push(uses.collect());
+        self.pinned_bytes.push(0);
         DriveId(drive)
     }
 
@@ -56,10 +71,11 @@ impl Segments {
         }
     }
 
-    /// Counts a block in; `false` where its segment has been used again since it was written.
+    /// Counts a block in; `false` where its segment has been used again since it was written, or is
+    /// being emptied.
     pub(crate) fn enter(&mut self, place: &BlockPlace, generation: Generation, now: u32) -> bool {
         let segment = self.get_mut(place.group);
-        if generation.0 < segment.generation {
+        if generation.0 < segment.generation || segment.leaving {
             return false;
         }
         segment.generation = generation.0;
@@ -73,6 +89,28 @@ impl Segments {
         let segment = self.get_mut(place.group);
         segment.live_blocks -= 1;
         segment.live_bytes -= place.stored_length();
+    }
+
+    /// A block in the index is pinned from now on.
+    pub(crate) fn pin(&mut self, place: &BlockPlace) {
+        self.get_mut(place.group).pinned_bytes += place.stored_length();
+        self.pinned_bytes[usize::from(place.group.drive().0)] += place.stored_length();
+    }
+
+    pub(crate) fn unpin(&mut self, place: &BlockPlace) {
+        self.get_mut(place.group).pinned_bytes -= place.stored_length();
+        self.pinned_bytes[usize::from(place.group.drive().0)] -= place.stored_length();
+    }
+
+    pub(crate) fn pinned_bytes(&self, drive: DriveId) -> u64 {
+        self.pinned_bytes[usize::from(drive.0)]
+    }
+
+    /// Has nothing come into a segment any more; `false` while anything in it is pinned.
+    pub(crate) fn begin_leaving(&mut self, group: Group) -> bool {
+        let segment = self.get_mut(group);
+        segment.leaving = segment.pinned_bytes == 0;
+        segment.leaving
     }
 
     pub(crate) fn hold(&mut self, group: Group) {
@@ -100,6 +138,7 @@ impl Segments {
         let segment = self.get_mut(group);
         assert_eq!((segment.holds, segment.live_blocks), (0, 0), "an empty, unheld segment");
         segment.generation += 1;
+        segment.leaving = false;
     }
 
     /// Whether a segment was emptied that its drive says is in use `generation`: it has not heard
@@ -111,4 +150,30 @@ impl Segments {
 
 fn index(segment: SegmentId) -> usize {
     usize::try_from(segment.0).expect("32 bits fit")
+}
+
+#[cfg(test)]
+mod tests {
+    //! Proves that nothing comes into a segment from when it is emptied until it is used again.
+
+    use super::*;
+    use crate::place::NamespaceId;
+
+    #[test]
+    fn a_segment_that_is_being_emptied_takes_no_block_of_its_old_use() {
+        let mut segments = Segments::default();
+        let drive = segments.add_drive([Generation(3)].into_iter());
+        let group = Group::new(drive, SegmentId(0)).unwrap();
+        let place = BlockPlace::new(group, NamespaceId(0), 8192, 4096).unwrap();
+        assert!(segments.enter(&place, Generation(3), 1));
+        segments.pin(&place);
+        assert!(!segments.begin_leaving(group), "what is pinned is moved first");
+        segments.unpin(&place);
+        assert!(segments.begin_leaving(group));
+        assert!(!segments.enter(&place, Generation(3), 1), "its save has answered too late");
+        segments.leave(&place);
+        segments.retire(group);
+        assert!(!segments.enter(&place, Generation(3), 1));
+        assert!(segments.enter(&place, Generation(4), 1));
+    }
 }

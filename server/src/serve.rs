@@ -152,6 +152,7 @@ async fn services(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let admin = AdminServer::new(AdminService { node: Arc::clone(node), drain })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let events = EventsServer::new(EventsService(Arc::clone(node)));
     let router = Server::builder()

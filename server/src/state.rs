@@ -6,10 +6,13 @@
 
 use crate::epochs::Epochs;
 use crate::events::{Events, Kind};
+use crate::fates::{Fates, Removal};
+use crate::forecast::Forecast;
 use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
 use crate::namespaces::{Namespaces, Registrations, SessionId};
+use crate::pins::Pins;
 use crate::place::{BlockPlace, NamespaceId};
 use crate::segments::Segments;
 use refrain_index::chain::{BlockKey, Chain, InsertError};
@@ -33,6 +36,11 @@ pub(crate) struct State {
     pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
     pub(crate) events: Events,
     pub(crate) epochs: Epochs,
+    pub(crate) forecast: Forecast,
+    pub(crate) fates: Fates,
+    pub(crate) pins: Pins,
+    /// Writes of the pins, by this process and those before it.
+    pub(crate) pins_kept: u64,
     pub(crate) draining: bool,
 }
 
@@ -70,6 +78,7 @@ impl State {
             return Entered::Lost;
         }
         self.namespaces.enter(&place);
+        self.fates.saved(place.group.drive(), place.namespace);
         self.events.publish(Kind::Stored, &[(key, place.namespace)]);
         Entered::New
     }
@@ -99,19 +108,30 @@ impl State {
             return false;
         }
         self.segments.leave(&from);
+        if self.pins.is_pinned(key) {
+            self.segments.unpin(&from);
+            self.segments.pin(&to);
+        }
         self.chain.replace(key, to);
         true
     }
 
     /// Removes a block and all behind it, which nobody could reach any more.
-    pub(crate) fn remove(&mut self, key: BlockKey) -> Vec<(BlockKey, BlockPlace)> {
-        let removed = self.chain.remove(key);
+    pub(crate) fn remove(
+        &mut self,
+        top: BlockKey,
+        removal: Removal,
+    ) -> Vec<(BlockKey, BlockPlace)> {
+        self.let_pins_go(top);
+        let removed = self.chain.remove(top);
         let mut gone: Vec<(BlockKey, NamespaceId)> = Vec::with_capacity(removed.len());
-        for (key, place) in &removed {
-            self.segments.leave(place);
-            self.namespaces.leave(place);
-            self.host.remove(*key);
-            gone.push((*key, place.namespace));
+        for &(key, place) in &removed {
+            self.segments.leave(&place);
+            self.forget_pins(key, &place);
+            self.namespaces.leave(&place);
+            self.host.remove(key);
+            self.fates.went(key, removal, key != top);
+            gone.push((key, place.namespace));
         }
         self.events.publish(Kind::Removed, &gone);
         removed

@@ -4,8 +4,13 @@
 //! `resource_exhausted`, `unavailable`: later may be better. `failed_precondition`: an operator
 //! must act. Misses and refused saves are answers, and never come here.
 
+use crate::epochs::RaiseError;
 use crate::load::LoadRefusal;
 use crate::lookup::RegisterError;
+use crate::naming::NameError;
+use crate::pinning::PinningError;
+use crate::pins::PinError;
+use crate::removal::InvalidateError;
 use crate::save::SaveError;
 use crate::wire::WireError;
 use tonic::Status;
@@ -48,6 +53,41 @@ pub(crate) fn of_save(error: SaveError) -> Status {
         | SaveError::Place { .. }
         | SaveError::NoSession
         | SaveError::Written { .. } => Status::invalid_argument(message),
+    }
+}
+
+pub(crate) fn of_name(error: NameError) -> Status {
+    match error {
+        NameError::Unknown => Status::not_found(error.to_string()),
+        NameError::Undescribed => Status::failed_precondition(error.to_string()),
+    }
+}
+
+pub(crate) fn of_pin(error: &PinningError) -> Status {
+    match error {
+        PinningError::Pin(PinError::Absent) => Status::not_found(error.to_string()),
+        PinningError::Pin(PinError::TooMany { .. } | PinError::Share { .. }) => {
+            Status::resource_exhausted(error.to_string())
+        }
+        PinningError::Pin(PinError::Small { .. }) => Status::failed_precondition(error.to_string()),
+        PinningError::Pin(PinError::Leaving) => Status::unavailable(error.to_string()),
+        PinningError::Keep(_) => with_source(error),
+    }
+}
+
+/// What an operator must see to, with what the system said.
+fn with_source(error: &dyn std::error::Error) -> Status {
+    let why = error.source().map(ToString::to_string);
+    Status::failed_precondition(format!("{error}: {}", why.unwrap_or_default()))
+}
+
+pub(crate) fn of_invalidate(error: &InvalidateError) -> Status {
+    match error {
+        InvalidateError::Raise(RaiseError::Lower { .. }) => {
+            Status::invalid_argument(error.to_string())
+        }
+        InvalidateError::Raise(RaiseError::Last) => Status::failed_precondition(error.to_string()),
+        InvalidateError::Keep(_) => with_source(error),
     }
 }
 

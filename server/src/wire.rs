@@ -1,5 +1,6 @@
 //! From the wire to what it means, refused by name where it means nothing.
 
+use crate::save::Refusal;
 use refrain_index::namespace::{
     AttentionGroup, KvLayout, Namespace, NamespaceError, ParallelShape,
 };
@@ -81,6 +82,17 @@ pub(crate) fn tokens(bytes: &[u8]) -> Result<Vec<u32>, WireError> {
         return Err(WireError::Tokens { bytes: bytes.len() });
     }
     Ok(tokens.iter().map(|token| u32::from_le_bytes(*token)).collect())
+}
+
+pub(crate) fn refusal(refusal: Option<Refusal>) -> v1::Refusal {
+    match refusal {
+        None => v1::Refusal::None,
+        Some(Refusal::Busy) => v1::Refusal::Busy,
+        Some(Refusal::NoSpace) => v1::Refusal::NoSpace,
+        Some(Refusal::ReadOnly) => v1::Refusal::ReadOnly,
+        Some(Refusal::Draining) => v1::Refusal::Draining,
+        Some(Refusal::NoParent) => v1::Refusal::NoParent,
+    }
 }
 
 pub(crate) fn array<const N: usize>(

@@ -30,6 +30,13 @@ impl WithdrawnDrives {
     }
 }
 
+impl Disk {
+    pub(crate) fn takes_writes(&self) -> bool {
+        let stats = self.drive.stats();
+        stats.writable && stats.withdrawn.is_none()
+    }
+}
+
 impl Node {
     pub(crate) fn withdrawn(&self) -> WithdrawnDrives {
         let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);

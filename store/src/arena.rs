@@ -61,7 +61,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// New zeroed memory, of huge pages where the system has enough of them set aside.
+    /// New zeroed memory, of huge pages where the system has enough of them set aside. Elsewhere
+    /// [`Region::populate`] asks for them.
     pub fn create(name: &str, bytes: u64) -> Result<Arc<Self>, ArenaError> {
         let create = |errno: Errno| ArenaError::Create { bytes, source: errno.into() };
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
@@ -84,12 +85,7 @@ impl Mapping {
         rustix::fs::ftruncate(&fd, bytes).map_err(create)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(create)?;
-        let mapping = Self::map(fd, bytes, Access::ReadWrite)?;
-        // Advice: transparent huge pages of shared memory are off in most kernels.
-        // SAFETY: the range is the mapping itself, and the advice changes no contents.
-        let _ =
-            unsafe { mm::madvise(mapping.base_pointer(), length(bytes), Advice::LinuxHugepage) };
-        Ok(Arc::new(mapping))
+        Ok(Arc::new(Self::map(fd, bytes, Access::ReadWrite)?))
     }
 
     /// Maps what another process shared, if it cannot be shrunk and has the bytes it should.
@@ -111,12 +107,16 @@ impl Mapping {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
+        let map = |errno: Errno| ArenaError::Map { bytes, source: errno.into() };
+        let reserved = Reserved::new(bytes).map_err(map)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range was reserved just now, and nothing else is in it.
         let base = unsafe {
-            mm::mmap(std::ptr::null_mut(), length(bytes), protection, MapFlags::SHARED, &fd, 0)
+            mm::mmap(reserved.aligned.as_ptr(), length(bytes), protection, flags, &fd, 0)
         };
-        let base = base.map_err(|errno| ArenaError::Map { bytes, source: errno.into() })?;
-        let base = NonNull::new(base.cast()).expect("the kernel maps nothing at null");
+        let base =
+            NonNull::new(base.map_err(map)?.cast()).expect("the kernel maps nothing at null");
+        reserved.keep(bytes);
         Ok(Self { base, bytes, access, fd })
     }
 
@@ -152,6 +152,51 @@ impl Mapping {
 
     pub(crate) fn base_pointer(&self) -> *mut c_void {
         self.base.as_ptr().cast()
+    }
+}
+
+/// Addresses that nothing is at, for a mapping that begins on a huge page: where addresses and
+/// offsets of the file do not have that in common, no huge page can be mapped.
+struct Reserved {
+    start: *mut c_void,
+    aligned: NonNull<c_void>,
+    bytes: usize,
+}
+
+impl Reserved {
+    fn new(bytes: u64) -> Result<Self, Errno> {
+        let bytes = length(bytes).checked_add(length(HUGE_PAGE)).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
+        let start =
+            unsafe { mm::mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), flags)? };
+        let aligned = start.map_addr(|address| address.next_multiple_of(length(HUGE_PAGE)));
+        let aligned = NonNull::new(aligned).expect("the kernel maps nothing at null");
+        Ok(Self { start, aligned, bytes })
+    }
+
+    /// Gives all back but the first `bytes` from `aligned` on, which are another mapping by now.
+    fn keep(mut self, bytes: u64) {
+        let before = self.aligned.addr().get() - self.start.addr();
+        let after = before + length(bytes).next_multiple_of(length(PAGE_SIZE));
+        self.unmap(after, self.bytes - after);
+        self.unmap(0, before);
+        self.bytes = 0;
+    }
+
+    fn unmap(&self, from: usize, bytes: usize) {
+        if bytes > 0 {
+            let start = self.start.wrapping_byte_add(from);
+            // SAFETY: the range is of the reservation, and nothing was mapped over it.
+            let unmapped = unsafe { mm::munmap(start, bytes) };
+            debug_assert!(unmapped.is_ok(), "an own reservation unmaps");
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.unmap(0, self.bytes);
     }
 }
 
@@ -218,12 +263,37 @@ impl Region {
     }
 
     /// Has the kernel give all pages now, so that nobody waits for them later.
-    pub(crate) fn populate(&self) -> io::Result<()> {
+    /// Makes it resident, of huge pages where the kernel can gather them: a device takes larger
+    /// pieces at once of such memory. It may be in use meanwhile; contents do not change.
+    pub fn populate(&self) -> io::Result<()> {
+        // What is resident already, if only in part, is what the kernel gathers huge pages from.
+        let first = self.offset.next_multiple_of(HUGE_PAGE);
+        let end = (self.offset + self.length) / HUGE_PAGE * HUGE_PAGE;
+        for offset in (first..end).step_by(length(HUGE_PAGE)) {
+            self.slice(offset - self.offset, PAGE_SIZE).touch()?;
+        }
+        if first < end {
+            // Where it cannot, for want of memory or by an old kernel, ordinary pages do.
+            let _ = self.slice(first - self.offset, end - first).gather();
+        }
+        self.touch()
+    }
+
+    /// Makes it resident, in pages as they come.
+    fn touch(&self) -> io::Result<()> {
         // SAFETY: the range lies in the mapping, and the advice changes no contents.
         let populated = unsafe {
             mm::madvise(self.pointer().cast(), length(self.length), Advice::LinuxPopulateWrite)
         };
         Ok(populated?)
+    }
+
+    /// Has whole huge pages made of it, also where transparent ones are off for shared memory.
+    fn gather(&self) -> io::Result<()> {
+        let start = self.pointer().cast();
+        // SAFETY: the range lies in the mapping, and the advice changes no contents.
+        let gathered = unsafe { libc::madvise(start, length(self.length), libc::MADV_COLLAPSE) };
+        if gathered == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     pub(crate) fn pointer(&self) -> *mut u8 {
@@ -233,6 +303,18 @@ impl Region {
 }
 
 const HUGE_PAGE: u64 = 2 << 20;
+
+/// Whether the kernel gathers huge pages from ordinary ones of shared memory, where none are set
+/// aside: from Linux 6.1 on.
+pub fn gathers_huge_pages() -> bool {
+    let fd = rustix::fs::memfd_create(
+        "refrain-huge-page",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    );
+    let mapping = fd.ok().and_then(|fd| Mapping::new_sealed(fd, HUGE_PAGE).ok());
+    let page = mapping.and_then(|mapping| mapping.region(0, HUGE_PAGE).ok());
+    page.is_some_and(|page| page.touch().is_ok() && page.gather().is_ok())
+}
 
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).expect("addresses have 64 bits")

@@ -293,13 +293,8 @@ impl Worker {
             if stopping && self.engine.is_idle() {
                 return;
             }
-            device.flush();
-            let timeout = if self.engine.prepare_writes() {
-                Some(Duration::ZERO)
-            } else {
-                let now = Instant::now();
-                self.engine.deadline().map(|at| at.saturating_duration_since(now))
-            };
+            let now = Instant::now();
+            let timeout = self.engine.deadline().map(|at| at.saturating_duration_since(now));
             if device.wait(timeout, &mut done).is_err() {
                 // The ring itself is broken: replies are dropped, which answers everybody.
                 return;
@@ -324,21 +319,14 @@ impl Worker {
         self.counters.oldest_operation_ms.set(told);
     }
 
-    /// Gives the device what the limits allow. It begins with each part while the next is made
-    /// ready: a record to write is checksummed first, which takes a core longer than a submission.
+    /// Gives the device what the limits allow.
     fn start_all(&mut self, device: &mut dyn Device) {
-        loop {
-            let is_all = self.engine.advance(Instant::now());
-            while let Some((op, operation)) = self.engine.next_operation() {
-                device.start(op, operation);
-            }
-            // Before the device is told: one that hangs may not come back from that.
-            self.tell_oldest();
-            if is_all {
-                return;
-            }
-            device.flush();
+        self.engine.advance(Instant::now());
+        while let Some((op, operation)) = self.engine.next_operation() {
+            device.start(op, operation);
         }
+        // Before the device is told to begin: one that hangs may not come back from that.
+        self.tell_oldest();
     }
 
     /// Whether the drive should stop.

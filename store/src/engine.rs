@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod log;
+mod payload;
 mod rate;
 mod reads;
 mod segments;
 
 pub(crate) use log::entry_of;
 pub use log::{Append, AppendError, Durability, GroupEvent, NewRecord, Reply, Stored};
+pub use payload::Payload;
 pub use reads::{ReadSink, RecordRead};
 pub use segments::{SegmentSetup, SegmentState, SegmentStatus};
 
@@ -60,9 +62,6 @@ impl Default for Limits {
         }
     }
 }
-
-/// Bytes of writes that are begun at once; far more than a submission is worth waiting for.
-const ROUND_BYTES: u64 = 1 << 20;
 
 /// What an engine is made of.
 pub struct Setup {
@@ -174,9 +173,8 @@ impl Engine {
         self.log.take_segments_changed()
     }
 
-    /// Starts what the limits allow; the operations come out of `next_operation`. `false`: there may
-    /// be more, and these should not wait for it.
-    pub fn advance(&mut self, now: Instant) -> bool {
+    /// Starts what the limits allow; the operations come out of `next_operation`.
+    pub fn advance(&mut self, now: Instant) {
         while self.in_flight < self.limits.operations
             && (self.reads.bytes_in_flight() < self.limits.read_bytes)
         {
@@ -189,20 +187,12 @@ impl Engine {
         } else {
             self.limits.write_bytes
         };
-        let mut bytes = 0;
-        while self.in_flight < self.limits.operations && bytes < ROUND_BYTES {
+        while self.in_flight < self.limits.operations {
             let Some((op, operation)) = self.log.next(now, writes, &self.limits) else { break };
-            bytes += operation.bytes();
             self.start(Owner::Write(op), operation, now);
         }
         self.counters.queued_read_bytes.set(self.reads.queued_bytes());
         self.counters.queued_write_bytes.set(self.log.queued_bytes());
-        bytes < ROUND_BYTES
-    }
-
-    /// Does a part of what writes will need, while the device is busy; `false`: there is none.
-    pub fn prepare_writes(&mut self) -> bool {
-        self.in_flight > 0 && self.log.checksum_ahead()
     }
 
     /// Whether reads have come in that nobody has looked at.

@@ -79,6 +79,7 @@ impl Probe {
         let bytes = (u64::from(depth) * block_bytes).next_multiple_of(HUGE_PAGE);
         let mapping = Mapping::create("refrain-probe", bytes).map_err(io::Error::other)?;
         let whole = mapping.region(0, bytes).map_err(io::Error::other)?;
+        whole.populate()?;
         // Not zeros: a device may treat those better than what a store writes.
         whole.fill_with(|bytes| {
             for (index, byte) in (0u8..=250).cycle().zip(bytes) {

@@ -1,5 +1,7 @@
 //! Calls to a running sidecar, one at a time, each with a deadline.
 
+use crate::hex::HashPrefix;
+use crate::prefix::Prefix;
 use anyhow::{Result, anyhow};
 use refrain_client::Address;
 use refrain_client::v1;
@@ -65,14 +67,33 @@ impl Admin {
         Ok(())
     }
 
-    pub fn inspect(
-        &mut self,
-        subject: v1::inspect_request::Subject,
-    ) -> Result<v1::InspectResponse> {
+    /// The records of blocks whose hash begins so.
+    pub fn inspect_blocks(&mut self, prefix: &HashPrefix) -> Result<Vec<v1::RecordInfo>> {
+        let subject = Some(v1::inspect_request::Subject::HashPrefix(prefix.bytes()));
+        let request = v1::InspectRequest { subject, hash_digits: prefix.digits() };
+        Ok(self.inspect(request)?.records)
+    }
+
+    pub fn inspect_segment(&mut self, drive: u32, segment: u32) -> Result<v1::InspectResponse> {
+        let name = v1::SegmentName { drive, segment };
+        let subject = Some(v1::inspect_request::Subject::Segment(name));
+        self.inspect(v1::InspectRequest { subject, hash_digits: 0 })
+    }
+
+    fn inspect(&mut self, request: v1::InspectRequest) -> Result<v1::InspectResponse> {
         let Self { runtime, client } = self;
-        let request = v1::InspectRequest { subject: Some(subject) };
         let call = async { within(PATIENCE, client.inspect(request)).await };
         answer("inspect", runtime.block_on(call))
+    }
+
+    pub fn explain(
+        &mut self,
+        subject: v1::explain_request::Subject,
+    ) -> Result<v1::ExplainResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::ExplainRequest { subject: Some(subject) };
+        let call = async { within(LONG_PATIENCE, client.explain(request)).await };
+        answer("explain", runtime.block_on(call))
     }
 
     /// Has every block read and checked; calls `each` for what is found on the way.
@@ -92,6 +113,30 @@ impl Admin {
         Ok(())
     }
 
+    /// Without a time it never ends by itself.
+    pub fn pin(&mut self, prefix: Prefix, time: Option<Duration>) -> Result<v1::PinResponse> {
+        let Self { runtime, client } = self;
+        let prefix = Some(match prefix {
+            Prefix::Block(block) => v1::pin_request::Prefix::Block(block),
+            Prefix::Prompt(prompt) => v1::pin_request::Prefix::Prompt(prompt),
+        });
+        let ttl = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
+        let request = v1::PinRequest { prefix, ttl_ms: ttl };
+        let call = async { within(PATIENCE, client.pin(request)).await };
+        answer("pin a prefix", runtime.block_on(call))
+    }
+
+    /// How many pins ended.
+    pub fn unpin(&mut self, prefix: Prefix) -> Result<u64> {
+        let Self { runtime, client } = self;
+        let prefix = Some(match prefix {
+            Prefix::Block(block) => v1::unpin_request::Prefix::Block(block),
+            Prefix::Prompt(prompt) => v1::unpin_request::Prefix::Prompt(prompt),
+        });
+        let call = async { within(PATIENCE, client.unpin(v1::UnpinRequest { prefix })).await };
+        Ok(answer("unpin a prefix", runtime.block_on(call))?.pins)
+    }
+
     /// How many blocks went: this one, and all behind it.
     pub fn evict(&mut self, sequence_hash: Vec<u8>, shard: u32) -> Result<u64> {
         let Self { runtime, client } = self;
@@ -106,6 +151,17 @@ impl Admin {
         let request = v1::DropNamespaceRequest { namespace_digest };
         let call = async { within(LONG_PATIENCE, client.drop_namespace(request)).await };
         Ok(answer("drop a namespace", runtime.block_on(call))?.blocks)
+    }
+
+    pub fn set_epoch(
+        &mut self,
+        namespace_digest: Vec<u8>,
+        epoch: u64,
+    ) -> Result<v1::SetEpochResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::SetEpochRequest { namespace_digest, epoch };
+        let call = async { within(LONG_PATIENCE, client.set_epoch(request)).await };
+        answer("set an epoch", runtime.block_on(call))
     }
 
     pub fn drain(&mut self) -> Result<()> {

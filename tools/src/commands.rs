@@ -5,13 +5,32 @@ pub mod doctor;
 pub mod drain;
 pub mod drop;
 pub mod evict;
+pub mod explain;
 pub mod inspect;
 pub mod ls;
+pub mod pin;
 pub mod replay;
 pub mod serve;
+pub mod set_epoch;
 pub mod stat;
 pub mod tied;
+pub mod unpin;
 pub mod verify;
+
+use refrain_client::v1::Refusal;
+
+/// Why a block was not saved, in one word.
+fn refusal(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::None => "none",
+        Refusal::Busy => "busy",
+        Refusal::NoSpace => "no_space",
+        Refusal::ReadOnly => "read_only",
+        Refusal::Draining => "draining",
+        Refusal::NoParent => "no_parent",
+        Refusal::Unspecified => "sidecar_lost",
+    }
+}
 
 /// The outcome of printing: whoever reads only the beginning has seen enough.
 fn printed(outcome: anyhow::Result<()>) -> anyhow::Result<()> {

@@ -32,12 +32,22 @@ impl HashPrefix {
         hex(hash).starts_with(&self.digits)
     }
 
-    /// The bytes that it has whole; an odd last digit is left out.
+    /// The hash itself, where all of its digits are given.
+    pub fn whole(&self) -> Option<Vec<u8>> {
+        (self.digits.len() == DIGITS_MAX).then(|| self.bytes())
+    }
+
+    /// Its digits as bytes; an odd last one is the first half of a byte.
     pub fn bytes(&self) -> Vec<u8> {
-        let (pairs, _) = self.digits.as_bytes().as_chunks::<2>();
-        let value = |digit: u8| char::from(digit).to_digit(16).expect("checked when read");
-        let byte = |[high, low]: &[u8; 2]| value(*high) * 16 + value(*low);
-        pairs.iter().map(|pair| u8::try_from(byte(pair)).expect("two digits")).collect()
+        let value = |digit: &u8| char::from(*digit).to_digit(16).expect("checked when read");
+        let byte = |pair: &[u8]| value(&pair[0]) * 16 + pair.get(1).map_or(0, value);
+        let pairs = self.digits.as_bytes().chunks(2);
+        pairs.map(|pair| u8::try_from(byte(pair)).expect("two digits")).collect()
+    }
+
+    /// How many of them count.
+    pub fn digits(&self) -> u32 {
+        u32::try_from(self.digits.len()).expect("a hash has 64")
     }
 }
 
@@ -67,7 +77,7 @@ mod tests {
     #[test]
     fn an_odd_digit_counts_too() {
         let prefix: HashPrefix = "0AB".parse().unwrap();
-        assert_eq!(prefix.bytes(), [0x0a]);
+        assert_eq!((prefix.bytes(), prefix.digits()), (vec![0x0a, 0xb0], 3));
         assert!(prefix.begins(&[0x0a, 0xbf]) && !prefix.begins(&[0x0a, 0xcf]));
     }
 
@@ -76,6 +86,8 @@ mod tests {
         for text in ["", "xyz", "0x12", &"a".repeat(65)] {
             assert!(text.parse::<HashPrefix>().is_err(), "{text}");
         }
-        assert!("a".repeat(64).parse::<HashPrefix>().is_ok());
+        let whole: HashPrefix = "a".repeat(64).parse().unwrap();
+        assert_eq!(whole.whole(), Some(vec![0xaa; 32]));
+        assert_eq!("ab".parse::<HashPrefix>().unwrap().whole(), None);
     }
 }

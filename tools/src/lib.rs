@@ -1,8 +1,12 @@
 //! What the commands of `refrain` are made of.
 
 pub mod admin;
+pub mod block;
 pub mod commands;
 pub mod hex;
+pub mod namespace;
+pub mod prefix;
+pub mod prompt;
 pub mod rows;
 pub mod sidecar;
 pub mod stopped;

@@ -21,6 +21,9 @@ pub struct Block {
     /// Of a running sidecar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_host: Option<bool>,
+    /// Of a running sidecar: whether reclaim keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<bool>,
     /// Of a running sidecar: seconds since it was last matched or saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u64>,
@@ -38,6 +41,7 @@ impl Block {
             offset: entry.offset,
             stored_bytes: stored_length(entry.payload_length),
             in_host: None,
+            pinned: None,
             idle_seconds: None,
         }
     }
@@ -55,6 +59,7 @@ impl From<v1::BlockInfo> for Block {
             offset: block.offset,
             stored_bytes: block.stored_bytes,
             in_host: Some(block.in_host),
+            pinned: Some(block.pinned),
             idle_seconds: Some(block.idle_seconds),
         }
     }
@@ -71,12 +76,15 @@ pub struct Namespace {
     pub tenant: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub model: String,
+    /// Of a running sidecar: of the blocks that count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
 }
 
 impl From<v1::NamespaceInfo> for Namespace {
     fn from(namespace: v1::NamespaceInfo) -> Self {
-        let v1::NamespaceInfo { digest, blocks, bytes, tenant, model } = namespace;
-        Self { digest: hex(&digest), blocks, bytes, tenant, model }
+        let v1::NamespaceInfo { digest, blocks, bytes, tenant, model, epoch } = namespace;
+        Self { digest: hex(&digest), blocks, bytes, tenant, model, epoch: Some(epoch) }
     }
 }
 
@@ -101,6 +109,34 @@ impl From<v1::SegmentInfo> for Segment {
     }
 }
 
+/// One prefix that reclaim keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pin {
+    /// Of its last block.
+    pub sequence_hash: String,
+    pub shard: u32,
+    pub namespace: String,
+    pub blocks: u64,
+    pub bytes: u64,
+    /// Until it ends; absent where it never does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
+}
+
+impl From<v1::PinInfo> for Pin {
+    fn from(pin: v1::PinInfo) -> Self {
+        let block = pin.block.unwrap_or_default();
+        Self {
+            sequence_hash: hex(&block.sequence_hash),
+            shard: block.shard,
+            namespace: hex(&pin.namespace_digest),
+            blocks: pin.blocks,
+            bytes: pin.bytes,
+            left_ms: (pin.left_ms > 0).then_some(pin.left_ms),
+        }
+    }
+}
+
 /// One row of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -108,6 +144,7 @@ pub enum Row {
     Block(Block),
     Namespace(Namespace),
     Segment(Segment),
+    Pin(Pin),
 }
 
 impl From<v1::list_entry::Entry> for Row {
@@ -116,6 +153,7 @@ impl From<v1::list_entry::Entry> for Row {
             v1::list_entry::Entry::Block(block) => Self::Block(block.into()),
             v1::list_entry::Entry::Namespace(namespace) => Self::Namespace(namespace.into()),
             v1::list_entry::Entry::Segment(segment) => Self::Segment(segment.into()),
+            v1::list_entry::Entry::Pin(pin) => Self::Pin(pin.into()),
         }
     }
 }
@@ -123,7 +161,8 @@ impl From<v1::list_entry::Entry> for Row {
 /// The head of a table of blocks; as many columns as [`Row::line`] writes.
 pub const BLOCKS: &str =
     "block              shard  namespace     place            generation  offset        size  seen";
-pub const NAMESPACES: &str = "namespace           blocks        size  tenant, model";
+pub const NAMESPACES: &str = "namespace           blocks        size  epoch  tenant, model";
+pub const PINS: &str = "last block         shard  namespace       blocks        size  ends";
 pub const SEGMENTS: &str = "segment     state   generation   blocks        live         end";
 
 impl Row {
@@ -131,15 +170,9 @@ impl Row {
     pub fn line(&self) -> String {
         match self {
             Self::Block(block) => block.line(),
-            Self::Namespace(Namespace { digest, blocks, bytes, tenant, model }) => {
-                let name = match (tenant.as_str(), model.as_str()) {
-                    ("", "") => String::new(),
-                    (tenant, model) => format!("{tenant}, {model}"),
-                };
-                let line = format!("{digest:.16}  {blocks:>8}  {:>10}  {name}", size(*bytes));
-                line.trim_end().to_owned()
-            }
+            Self::Namespace(namespace) => namespace.line(),
             Self::Segment(segment) => segment.line(),
+            Self::Pin(pin) => pin.line(),
         }
     }
 }
@@ -153,11 +186,26 @@ impl Block {
             (_, Some(idle)) => format!("{idle} s ago"),
             (_, None) => "-".to_owned(),
         };
+        let pinned = if self.pinned == Some(true) { ", pinned" } else { "" };
         let size = size(self.stored_bytes);
         format!(
             "{sequence_hash:.16}   {shard:>5}  {namespace:.12}  {place:<15}  {generation:>10}  \
-             {offset:>10}  {size:>10}  {seen}"
+             {offset:>10}  {size:>10}  {seen}{pinned}"
         )
+    }
+}
+
+impl Namespace {
+    fn line(&self) -> String {
+        let Self { digest, blocks, bytes, tenant, model, epoch } = self;
+        let name = match (tenant.as_str(), model.as_str()) {
+            ("", "") => String::new(),
+            (tenant, model) => format!("{tenant}, {model}"),
+        };
+        let epoch = epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
+        let size = size(*bytes);
+        let line = format!("{digest:.16}  {blocks:>8}  {size:>10}  {epoch:>5}  {name}");
+        line.trim_end().to_owned()
     }
 }
 
@@ -167,6 +215,20 @@ impl Segment {
         let (place, live, end) = (format!("{drive}/{segment}"), size(*live_bytes), size(*end));
         format!(
             "{place:<10}  {state:<6}  {generation:>10}  {live_blocks:>7}  {live:>10}  {end:>10}"
+        )
+    }
+}
+
+impl Pin {
+    fn line(&self) -> String {
+        let Self { sequence_hash, shard, namespace, blocks, bytes, left_ms } = self;
+        let size = size(*bytes);
+        let ends = left_ms.map_or_else(
+            || "when it is unpinned".to_owned(),
+            |left| format!("in {} s", left.div_ceil(1000)),
+        );
+        format!(
+            "{sequence_hash:.16}   {shard:>5}  {namespace:.12}  {blocks:>8}  {size:>10}  {ends}"
         )
     }
 }

@@ -101,6 +101,7 @@ pub fn namespaces(found: &[Found]) -> Vec<Row> {
             bytes,
             tenant: String::new(),
             model: String::new(),
+            epoch: None,
         })
     };
     sums.into_iter().map(row).collect()

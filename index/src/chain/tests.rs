@@ -112,6 +112,7 @@ fn resident_blocks_in_a_wrong_order_are_no_prefix() {
     let (one, two) = (key(1).sequence, key(2).sequence);
     assert_eq!(chain.match_prefix(0, &[one, two], 5), [1, 2]);
     assert_eq!(chain.match_prefix(0, &[two, one], 9), [0; 0]);
+    assert_eq!((chain.matched(0, &[one, two, one]), chain.matched(0, &[two, one])), (2, 0));
     assert_eq!(chain.touched(key(1)), Some(5));
 }
 
@@ -151,6 +152,7 @@ proptest! {
                 }
                 path.reverse();
                 let hashes: Vec<_> = path.iter().map(|&id| key(id).sequence).collect();
+                prop_assert_eq!(chain.matched(0, &hashes), path.len());
                 prop_assert_eq!(chain.match_prefix(0, &hashes, 0), path);
             }
         }

@@ -57,6 +57,34 @@ fn every_field_changes_the_digest() {
 }
 
 #[test]
+fn a_difference_names_its_field_and_shows_both_sides_but_no_salt() {
+    let check = |field, here: &str, there: &str, change: fn(&mut Namespace)| {
+        let expected = Difference { field, here: here.into(), there: there.into() };
+        assert_eq!(namespace().differences(&with(change)), [expected]);
+    };
+    assert_eq!(namespace().differences(&namespace()), []);
+    check("tenant", "acme", "other", |n| n.tenant = "other".into());
+    check("model", "deepseek-v3", "v2", |n| n.model = "v2".into());
+    check("weights", "rev-1", "rev-2", |n| n.weights = "rev-2".into());
+    check("config_digest", "01", "02ff", |n| n.config_digest = vec![2, 255]);
+    check("kv_dtype", "bf16", "fp8", |n| n.kv_dtype = "fp8".into());
+    check("block_tokens", "64", "32", |n| n.block_tokens = 32);
+    check("layers", "61", "60", |n| n.layers = 60);
+    check("layer_bytes", "73728", "1", |n| n.layer_bytes = 1);
+    check("layout", "Latent", "KeyValue", |n| n.layout = KvLayout::KeyValue);
+    check("groups", "Full { layers: 61 }", "Recurrent { layers: 61 }", |n| {
+        n.groups = vec![AttentionGroup::Recurrent { layers: 61 }];
+    });
+    check("tensor_parallel", "1", "2", |n| n.parallel.tensor = 2);
+    check("pipeline_parallel", "1", "2", |n| n.parallel.pipeline = 2);
+    check("context_parallel", "1", "2", |n| n.parallel.context = 2);
+    check("adapter_digest", "", "01", |n| n.adapter_digest = vec![1]);
+    let salted = namespace().differences(&with(|n| n.salt = b"secret".to_vec()));
+    assert_eq!(salted.len(), 1);
+    assert!(salted[0].there.starts_with("blake3 ") && !format!("{salted:?}").contains("secret"));
+}
+
+#[test]
 fn a_missing_field_is_refused_by_its_name() {
     let check = |field, change: fn(&mut Namespace)| {
         assert_eq!(with(change).digest(), Err(NamespaceError::Missing { field }));

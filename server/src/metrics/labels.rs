@@ -1,5 +1,8 @@
 //! The values that a label of ours may have, and a counter for each of them.
 
+use crate::fates::Eviction;
+use crate::load::Miss;
+use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -15,57 +18,50 @@ pub trait Label: Copy + 'static {
 }
 
 macro_rules! label {
-    ($(#[$meta:meta])* $name:ident as $label:literal { $($value:ident = $text:literal),+ $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($value),+ }
-
+    ($name:ty as $label:literal { $($value:ident = $text:literal),+ $(,)? }) => {
         impl Label for $name {
             const NAME: &'static str = $label;
             const ALL: &'static [(Self, &'static str)] = &[$((Self::$value, $text)),+];
 
             fn index(self) -> usize {
+                // Whoever adds a value is told here that it has no text.
+                match self { $(Self::$value => {}),+ }
                 self as usize
             }
         }
     };
 }
 
-label! {
-    /// Where a loaded block came from.
-    Source as "tier" { Host = "host", Ssd = "ssd" }
+/// Where a loaded block came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Host,
+    Ssd,
 }
 
-label! {
-    /// Why a matched block was not loaded.
-    Miss as "reason" {
-        Deadline = "deadline",
-        Damaged = "damaged",
-        NoMemory = "no_memory",
-        Drive = "drive",
-    }
-}
+label!(Source as "tier" { Host = "host", Ssd = "ssd" });
 
-label! {
-    /// Why a block was not saved.
-    Refusal as "reason" {
-        Busy = "busy",
-        NoSpace = "no_space",
-        ReadOnly = "read_only",
-        Draining = "draining",
-        NoParent = "no_parent",
-    }
-}
+label!(Miss as "reason" {
+    Deadline = "deadline",
+    Damaged = "damaged",
+    NoMemory = "no_memory",
+    Drive = "drive",
+});
 
-label! {
-    /// Why a block went.
-    Eviction as "reason" {
-        Reclaim = "reclaim",
-        Drop = "drop",
-        Evict = "evict",
-        Damage = "damage",
-    }
-}
+label!(Refusal as "reason" {
+    Busy = "busy",
+    NoSpace = "no_space",
+    ReadOnly = "read_only",
+    Draining = "draining",
+    NoParent = "no_parent",
+});
+
+label!(Eviction as "reason" {
+    Reclaim = "reclaim",
+    Drop = "drop",
+    Evict = "evict",
+    Damage = "damage",
+});
 
 /// A counter for each value of a label.
 #[derive(Debug)]

@@ -77,3 +77,26 @@ fn a_region_outside_is_refused() {
         assert!(matches!(mapping.region(offset, length), Err(ArenaError::OutOfRange { .. })));
     }
 }
+
+#[test]
+fn populated_memory_is_resident_and_keeps_its_contents() {
+    // Begins and ends within a huge page, and holds two whole ones.
+    let mapping = Mapping::create("test", 10 << 20).unwrap();
+    let region = mapping.region(1 << 20, 7 << 20).unwrap();
+    region.copy_from(0, b"first");
+    region.copy_from((7 << 20) - 4, b"last");
+    region.populate().unwrap();
+    assert_eq!(&region.bytes()[..5], b"first");
+    assert_eq!(&region.bytes()[(7 << 20) - 4..], b"last");
+    assert!(region.bytes()[5..(7 << 20) - 4].iter().all(|byte| *byte == 0));
+    let resident = rustix::fs::fstat(mapping.fd()).unwrap().st_blocks * 512;
+    assert!((7 << 20..=10 << 20).contains(&resident), "{resident} bytes are resident");
+}
+
+#[test]
+fn every_mapping_begins_on_a_huge_page() {
+    for bytes in [4096, 2 << 20, (2 << 20) + 4096] {
+        let mapping = Mapping::create("test", bytes).unwrap();
+        assert!(mapping.base_pointer().addr().is_multiple_of(2 << 20), "{bytes} bytes");
+    }
+}

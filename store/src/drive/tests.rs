@@ -4,7 +4,7 @@
 use super::*;
 use crate::arena::{Arena, Mapping};
 use crate::check::{ReadError, Shape};
-use crate::engine::{AppendError, NewRecord, ReadSink, Stored};
+use crate::engine::{AppendError, NewRecord, Payload, ReadSink, Stored};
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -83,8 +83,8 @@ impl Fixture {
     fn send(&self, drive: &Drive, block: u64) -> Receiver<Result<Stored, AppendError>> {
         let frame = self.arena.allocate(self.layout.stored_length()).unwrap();
         let pages = self.layout.stored_length() - HEADER_SIZE;
-        let payload = frame.region().slice(0, pages);
-        payload.copy_from(0, &self.content(block));
+        let region = frame.region().slice(0, pages);
+        region.copy_from(0, &self.content(block));
         let (sender, receiver) = channel();
         let append = Append {
             header: NewRecord {
@@ -96,8 +96,7 @@ impl Fixture {
                 epoch: 0,
                 position: 0,
             },
-            layout: self.layout.clone(),
-            payload,
+            payload: Payload::new(&self.layout, region).unwrap(),
             keep: Some(Box::new(frame)),
             reply: Box::new(move |outcome| sender.send(outcome).unwrap()),
         };

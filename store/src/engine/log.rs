@@ -6,12 +6,12 @@
 
 use super::rate::Rate;
 use super::segments::{SegmentState, SegmentStatus};
-use super::{Limits, Setup};
-use crate::arena::{Arena, Region};
+use super::{Limits, Payload, Setup};
+use crate::arena::Arena;
 use crate::device::DeviceOp;
-use crate::format::{RecordHeader, Stripe, checksum};
+use crate::format::{RecordHeader, Stripe};
 use crate::geometry::{
-    Generation, HEADER_SIZE, Layout, PAGE_SIZE, RECORDS_START, RecordAddress, SegmentId,
+    Generation, HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress, SegmentId,
 };
 use crate::segment::{self, Entry, SegmentHead};
 use crate::stats::Counters;
@@ -49,15 +49,38 @@ pub struct NewRecord {
     pub position: u32,
 }
 
+impl NewRecord {
+    pub(crate) fn header(
+        self,
+        store_id: [u8; 16],
+        address: RecordAddress,
+        payload_length: u64,
+        stripes: Vec<Stripe>,
+    ) -> RecordHeader {
+        RecordHeader {
+            store_id,
+            address,
+            key_scheme: self.key_scheme,
+            sequence_hash: self.sequence_hash,
+            shard: self.shard,
+            parent: self.parent,
+            namespace: self.namespace,
+            epoch: self.epoch,
+            position: self.position,
+            payload_length,
+            withdrawn: false,
+            stripes,
+        }
+    }
+}
+
 /// Called on the drive's thread, when a record can be read or never will be.
 pub type Reply = Box<dyn FnOnce(Result<Stored, AppendError>) + Send>;
 
 /// A record to be appended.
 pub struct Append {
     pub header: NewRecord,
-    pub layout: Layout,
-    /// The payload, up to the end of its last page.
-    pub payload: Region,
+    pub payload: Payload,
     /// Dropped when the device is done with the payload.
     pub keep: Option<Box<dyn Any + Send>>,
     pub reply: Reply,
@@ -119,14 +142,9 @@ pub(super) struct WriteOp {
     length: u64,
 }
 
-/// Records whose checksums are computed before there is room to write them.
-const AHEAD: usize = 8;
-
 struct Waiting {
     append: Append,
     since: Instant,
-    /// Once there was time to compute their checksums.
-    stripes: Option<Vec<Stripe>>,
 }
 
 pub(super) struct Log {
@@ -213,17 +231,14 @@ impl Log {
     }
 
     pub(super) fn enqueue(&mut self, append: Append, now: Instant) {
-        let pages = append.layout.payload_length.next_multiple_of(PAGE_SIZE);
         let (length, limit) =
-            (append.layout.stored_length(), segment::record_max(self.segment_bytes));
+            (append.payload.stored_length(), segment::record_max(self.segment_bytes));
         let refusal = if self.stopping {
             Some(AppendError::Stopped)
         } else if self.is_read_only() {
             Some(AppendError::ReadOnly)
         } else if length > limit {
             Some(AppendError::TooLarge { length, limit })
-        } else if append.payload.length() != pages {
-            Some(AppendError::Payload { found: append.payload.length(), expected: pages })
         } else {
             None
         };
@@ -231,16 +246,8 @@ impl Log {
             (append.reply)(Err(error));
         } else {
             self.queued_bytes += length;
-            self.queue.push_back(Waiting { append, since: now, stripes: None });
+            self.queue.push_back(Waiting { append, since: now });
         }
-    }
-
-    /// Computes the checksums of one record that has to wait, of the next few; `false`: of none.
-    pub(super) fn checksum_ahead(&mut self) -> bool {
-        let mut next = self.queue.iter_mut().take(AHEAD);
-        let Some(waiting) = next.find(|waiting| waiting.stripes.is_none()) else { return false };
-        waiting.stripes = Some(stripes_of(&waiting.append));
-        true
     }
 
     pub(super) fn release(&mut self, id: SegmentId) {
@@ -259,7 +266,7 @@ impl Log {
 
     /// Whether a record waits for a segment, and none is on the way.
     fn is_starving(&self, waiting: &Waiting) -> bool {
-        let length = waiting.append.layout.stored_length();
+        let length = waiting.append.payload.stored_length();
         let fits = |open: &OpenSegment| open.has_room(self.segment_bytes, length);
         self.next.is_none()
             && !self.current.as_ref().is_some_and(fits)
@@ -329,7 +336,7 @@ impl Log {
     /// Puts the segment that is ready in the place of a full one; without one, lets patience end.
     fn make_room(&mut self, now: Instant, limits: &Limits) {
         let Some(waiting) = self.queue.front() else { return };
-        let length = waiting.append.layout.stored_length();
+        let length = waiting.append.payload.stored_length();
         let segment_bytes = self.segment_bytes;
         let fits = |open: &OpenSegment| open.has_room(segment_bytes, length);
         if self.current.as_ref().is_some_and(fits) {
@@ -346,7 +353,7 @@ impl Log {
                 && now.saturating_duration_since(waiting.since) >= limits.space_patience
             {
                 let waiting = self.queue.pop_front().expect("looked at above");
-                self.queued_bytes -= waiting.append.layout.stored_length();
+                self.queued_bytes -= waiting.append.payload.stored_length();
                 (waiting.append.reply)(Err(AppendError::NoSpace));
             }
         }
@@ -364,17 +371,17 @@ impl Log {
     fn place_next(&mut self) -> Option<(WriteOp, DeviceOp)> {
         let current = self.current.as_mut()?;
         let segment = current.id();
-        let length = self.queue.front()?.append.layout.stored_length();
+        let length = self.queue.front()?.append.payload.stored_length();
         if !current.has_room(self.segment_bytes, length) {
             return None;
         }
         let frame = self.scratch.allocate(HEADER_SIZE)?;
-        let waiting = self.queue.pop_front().expect("looked at above");
+        let Waiting { mut append, .. } = self.queue.pop_front().expect("looked at above");
         self.queued_bytes -= length;
-        let Waiting { append, stripes, .. } = waiting;
-        let stripes = stripes.unwrap_or_else(|| stripes_of(&append));
-        let header = header_of(&append, stripes, current.next_address(), self.store_id);
-        let bytes = header.encode().expect("a layout's stripes make a right header");
+        let stripes = std::mem::take(&mut append.payload.stripes);
+        let (address, length) = (current.next_address(), append.payload.length);
+        let header = append.header.header(self.store_id, address, length, stripes);
+        let bytes = header.encode().expect("a payload's stripes make a right header");
         frame.region().copy_from(0, &bytes[..]);
         let entry = entry_of(&header, RecordHeader::checksum_of(&bytes));
         let (step, operation) = current.place(entry, append, frame);
@@ -391,7 +398,7 @@ impl Log {
             None => !self.queue.is_empty(),
             Some(current) => {
                 let length =
-                    self.queue.front().map_or(0, |next| next.append.layout.stored_length());
+                    self.queue.front().map_or(0, |next| next.append.payload.stored_length());
                 current.cursor() >= low || !current.has_room(self.segment_bytes, length)
             }
         };
@@ -491,40 +498,6 @@ impl Log {
 
 fn index(id: SegmentId) -> usize {
     usize::try_from(id.0).expect("32 bits fit")
-}
-
-fn stripes_of(append: &Append) -> Vec<Stripe> {
-    let bytes = append.payload.bytes();
-    let stripes = append.layout.stripes.iter().map(|range| {
-        let start = usize::try_from(range.offset).expect("memory is addressed");
-        let length = usize::try_from(range.length).expect("memory is addressed");
-        let checksum = checksum(&bytes[start..start + length]);
-        Stripe { offset: range.offset, length: range.length, checksum }
-    });
-    stripes.collect()
-}
-
-fn header_of(
-    append: &Append,
-    stripes: Vec<Stripe>,
-    address: RecordAddress,
-    store_id: [u8; 16],
-) -> RecordHeader {
-    let record = append.header;
-    RecordHeader {
-        store_id,
-        address,
-        key_scheme: record.key_scheme,
-        sequence_hash: record.sequence_hash,
-        shard: record.shard,
-        parent: record.parent,
-        namespace: record.namespace,
-        epoch: record.epoch,
-        position: record.position,
-        payload_length: append.layout.payload_length,
-        withdrawn: false,
-        stripes,
-    }
 }
 
 /// What the footer will repeat of `header`.

@@ -5,6 +5,7 @@ use crate::check::ReadError;
 use crate::drive::{OpenError, Refused};
 use crate::engine::AppendError;
 use crate::recover::ScanError;
+use std::io;
 use thiserror::Error;
 
 /// Why a pass did not end.
@@ -13,6 +14,8 @@ use thiserror::Error;
 pub enum StoreProbeError {
     #[error("take memory for a measurement")]
     Memory(#[from] ArenaError),
+    #[error("make the memory of a measurement resident")]
+    Populate(#[source] io::Error),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]

@@ -8,7 +8,8 @@ use crate::arena::{Arena, Frame, Mapping};
 use crate::check::{ReadError, Shape};
 use crate::drive::{Drive, DriveConfig, IoEngine, KnownSegment, Opening};
 use crate::engine::{
-    Append, AppendError, Durability, Limits, NewRecord, ReadSink, RecordRead, SegmentState, Stored,
+    Append, AppendError, Durability, Limits, NewRecord, Payload, ReadSink, RecordRead,
+    SegmentState, Stored,
 };
 use crate::format::RecordHeader;
 use crate::geometry::{HEADER_SIZE, Layout, RecordAddress};
@@ -116,13 +117,8 @@ impl StoreProbe {
     /// flight and blocks of the same size.
     pub fn raw(&self, directory: &Path) -> Probe {
         let pages = self.layout.stored_length() - HEADER_SIZE;
-        let payloads = |frames: &[Arc<Frame>]| {
-            frames
-                .iter()
-                .take(self.depth)
-                .map(|frame| frame.region().slice(HEADER_SIZE, pages))
-                .collect()
-        };
+        let payload = |frame: &Arc<Frame>| frame.region().slice(HEADER_SIZE, pages);
+        let payloads = |frames: &[Arc<Frame>]| frames.iter().map(payload).collect();
         let memory = Memory {
             mapping: Arc::clone(self.arena.mapping()),
             sources: payloads(&self.sources),
@@ -209,7 +205,7 @@ impl StoreProbe {
                 && let Some(block) = left.next()
             {
                 let slot = free.pop().expect("not empty");
-                drive.append(self.new_append(slot, block, &answers))?;
+                drive.append(self.new_append(slot, block, &answers)?)?;
             }
             if free.len() == depth {
                 break;
@@ -247,7 +243,7 @@ impl StoreProbe {
                 break;
             }
             let slot = free.pop().expect("one was given back above");
-            drive.append(self.new_append(slot, block, &answers))?;
+            drive.append(self.new_append(slot, block, &answers)?)?;
         }
         while free.len() < depth {
             free.push(receive(&answered)?.slot);
@@ -275,12 +271,15 @@ impl StoreProbe {
         slot: usize,
         block: u64,
         answers: &Sender<Answer<Result<Stored, AppendError>>>,
-    ) -> Append {
+    ) -> Result<Append, StoreProbeError> {
         let pages = self.layout.stored_length() - HEADER_SIZE;
         let count = u64::try_from(self.sources.len()).expect("usize fits");
         let source = usize::try_from(block % count).expect("less than their count");
         let (answers, begin) = (answers.clone(), Instant::now());
-        Append {
+        let region = self.sources[source].region().slice(HEADER_SIZE, pages);
+        let payload = Payload::new(&self.layout, region)
+            .map_err(|source| StoreProbeError::Append { block, source })?;
+        Ok(Append {
             header: NewRecord {
                 key_scheme: 1,
                 sequence_hash: name(block),
@@ -290,13 +289,12 @@ impl StoreProbe {
                 epoch: 0,
                 position: 0,
             },
-            layout: self.layout.clone(),
-            payload: self.sources[source].region().slice(HEADER_SIZE, pages),
+            payload,
             keep: None,
             reply: Box::new(move |outcome| {
                 let _ = answers.send(Answer { slot, block, latency: begin.elapsed(), outcome });
             }),
-        }
+        })
     }
 
     fn read_into(
@@ -366,7 +364,7 @@ impl Drop for StoreProbe {
     }
 }
 
-/// Frames with contents, and thus with memory behind them, as the raw probe has.
+/// Frames with contents, in memory as an arena's is.
 fn frames(layout: &Layout, count: usize) -> Result<(Arc<Arena>, Vec<Arc<Frame>>), StoreProbeError> {
     let mut bytes = 64 << 20;
     loop {
@@ -376,6 +374,8 @@ fn frames(layout: &Layout, count: usize) -> Result<(Arc<Arena>, Vec<Arc<Frame>>)
             bytes *= 2;
             continue;
         };
+        // As a drive does with its arenas.
+        arena.mapping().region(0, bytes)?.populate().map_err(StoreProbeError::Populate)?;
         for (seed, frame) in (1u8..=250).cycle().zip(&frames) {
             frame.region().fill_with(|bytes| {
                 for (index, byte) in (seed..=250).cycle().zip(bytes) {

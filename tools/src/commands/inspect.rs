@@ -159,7 +159,8 @@ impl Record {
         }
         if let (Some(in_host), Some(idle)) = (block.in_host, block.idle_seconds) {
             let tier = if in_host { "in memory and on SSD" } else { "on SSD" };
-            writeln!(out, "tier         {tier}, last used {idle} s ago")?;
+            let pinned = if block.pinned == Some(true) { ", pinned" } else { "" };
+            writeln!(out, "tier         {tier}, last used {idle} s ago{pinned}")?;
         }
         writeln!(out, "verdict      {verdict}")?;
         for (index, stripe) in stripes.iter().enumerate() {

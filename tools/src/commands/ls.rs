@@ -3,13 +3,13 @@
 use crate::rows::{self, Row};
 use crate::stopped::{self, Found};
 use crate::target::{Target, TargetArgs};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use refrain_client::v1::list_request;
 use refrain_store::drive::Opening;
 use std::io::{self, Write};
 
-/// List blocks, namespaces or segments
+/// List blocks, namespaces, segments or pins
 ///
 /// Of a running sidecar: what it serves. Of a stopped store: what its records say.
 #[derive(ClapArgs, Debug)]
@@ -35,6 +35,8 @@ enum What {
     Blocks,
     Namespaces,
     Segments,
+    /// Prefixes that reclaim keeps; a running sidecar tells them
+    Pins,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -50,6 +52,7 @@ fn list(args: &Args, target: Target, out: &mut impl Write) -> Result<()> {
             What::Blocks => rows::BLOCKS,
             What::Namespaces => rows::NAMESPACES,
             What::Segments => rows::SEGMENTS,
+            What::Pins => rows::PINS,
         };
         writeln!(out, "{head}")?;
     }
@@ -68,8 +71,12 @@ fn list(args: &Args, target: Target, out: &mut impl Write) -> Result<()> {
                 What::Blocks => list_request::What::Blocks,
                 What::Namespaces => list_request::What::Namespaces,
                 What::Segments => list_request::What::Segments,
+                What::Pins => list_request::What::Pins,
             };
             sidecar.list(what, args.limit, |entry| print(&entry.into()))
+        }
+        Target::Stopped(_) if matches!(args.what, What::Pins) => {
+            bail!("no sidecar runs on this store: start it to list its pins")
         }
         Target::Stopped(drives) => {
             let found = stopped::examine(&drives);
@@ -91,5 +98,6 @@ fn rows_of(what: What, found: &[Found], drives: &[Opening]) -> Vec<Row> {
             let row = |found: &Found| Row::Segment(found.row(found.opening(drives)));
             found.iter().map(row).collect()
         }
+        What::Pins => Vec::new(),
     }
 }

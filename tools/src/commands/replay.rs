@@ -14,6 +14,7 @@ use hit_log::HitLog;
 use host::Host;
 use outcome::Outcome;
 use prompt::Shape;
+pub(crate) use prompt::tokens;
 use queue::{Course, Queue};
 use refrain_client::{Client, ClientConfig, ClientError};
 use report::{Frame, Report};

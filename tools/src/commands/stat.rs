@@ -72,6 +72,8 @@ struct Running {
     uptime_ms: u64,
     restart_us: u64,
     restart_source: String,
+    pins: u64,
+    pinned_bytes: u64,
     index_bytes: u64,
     host_frames: u64,
     host_bytes: u64,
@@ -146,6 +148,8 @@ impl Stat {
             uptime_ms: stats.uptime_ms,
             restart_us: stats.restart_us,
             restart_source: stats.restart_source,
+            pins: stats.pins,
+            pinned_bytes: stats.drives.iter().map(|drive| drive.pinned_bytes).sum(),
             index_bytes: stats.index_bytes,
             host_frames: stats.host_frames,
             host_bytes: stats.host_bytes,
@@ -245,6 +249,7 @@ impl Running {
         let restart = self.restart_us / 1000;
         writeln!(out, "restart         {restart} ms, from {}", self.restart_source)?;
         writeln!(out, "index           {}", size(self.index_bytes))?;
+        writeln!(out, "pinned          {}, by {} pins", size(self.pinned_bytes), self.pins)?;
         let (used, all) = (size(self.host_bytes), size(self.arena_bytes));
         writeln!(out, "host tier       {} blocks, {used} of {all}", self.host_frames)?;
         let Self { sessions, leases, reservations, .. } = self;

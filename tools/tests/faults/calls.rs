@@ -132,7 +132,10 @@ impl Names {
                 "Cache/Renew",
                 v1::RenewRequest { lease, lease_ms: random.u32(..2000) }.encode_to_vec(),
             ),
-            6 => ("Cache/Release", v1::ReleaseRequest { lease }.encode_to_vec()),
+            6 => (
+                "Cache/Release",
+                v1::ReleaseRequest { lease, load_us: random.u64(..) }.encode_to_vec(),
+            ),
             7 | 8 => {
                 ("Cache/Reserve", v1::ReserveRequest { lease, first_block, blocks }.encode_to_vec())
             }
@@ -160,7 +163,7 @@ impl Names {
             13 => {
                 let name = v1::SegmentName { drive: random.u32(..3), segment: random.u32(..20) };
                 let subject = Some(v1::inspect_request::Subject::Segment(name));
-                ("Admin/Inspect", v1::InspectRequest { subject }.encode_to_vec())
+                ("Admin/Inspect", v1::InspectRequest { subject, hash_digits: 0 }.encode_to_vec())
             }
             14 => (
                 "Admin/Evict",

@@ -2,7 +2,7 @@
 
 use refrain_store::arena::{Arena, Mapping};
 use refrain_store::drive::{DriveConfig, IoEngine, KnownSegment, Opening};
-use refrain_store::engine::{Append, Durability, NewRecord};
+use refrain_store::engine::{Append, Durability, NewRecord, Payload};
 use refrain_store::files;
 use refrain_store::geometry::{HEADER_SIZE, Layout, SegmentId};
 use refrain_store::segment::Entry;
@@ -92,10 +92,10 @@ impl Store {
         let layout = Layout::new(8, 131_072).unwrap();
         for block in 0..BLOCKS {
             let frame = arena.allocate(layout.stored_length()).unwrap();
-            let payload = frame.region().slice(0, layout.stored_length() - HEADER_SIZE);
+            let region = frame.region().slice(0, layout.stored_length() - HEADER_SIZE);
             let mut content = vec![0; usize::try_from(layout.payload_length).unwrap()];
             fastrand::Rng::with_seed(block).fill(&mut content);
-            payload.copy_from(0, &content);
+            region.copy_from(0, &content);
             let (sender, receiver) = channel();
             let append = Append {
                 header: NewRecord {
@@ -107,8 +107,7 @@ impl Store {
                     epoch: 3,
                     position: u32::try_from(block).unwrap(),
                 },
-                layout: layout.clone(),
-                payload,
+                payload: Payload::new(&layout, region).unwrap(),
                 keep: Some(Box::new(frame)),
                 reply: Box::new(move |outcome| sender.send(outcome).unwrap()),
             };

@@ -46,7 +46,7 @@ impl Saved {
 
     async fn inspect(&self, block: &v1::BlockInfo) -> v1::RecordInfo {
         let subject = Some(Subject::HashPrefix(block.sequence_hash.clone()));
-        let request = v1::InspectRequest { subject };
+        let request = v1::InspectRequest { subject, hash_digits: 0 };
         let found = self.node.admin().await.inspect(request).await.unwrap().into_inner();
         assert_eq!(found.records.len(), 1);
         found.records.into_iter().next().unwrap()

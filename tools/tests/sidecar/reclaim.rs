@@ -97,7 +97,11 @@ async fn no_child_outlives_its_parent() {
         let mut admin = node.admin().await;
         for block in &blocks {
             let subject = Some(Subject::HashPrefix(block.sequence_hash.clone()));
-            let found = admin.inspect(v1::InspectRequest { subject }).await.unwrap().into_inner();
+            let found = admin
+                .inspect(v1::InspectRequest { subject, hash_digits: 0 })
+                .await
+                .unwrap()
+                .into_inner();
             let record = &found.records[0];
             let rooted = record.position == 0 || resident.contains(&record.parent);
             assert!(rooted && record.verdict == "good", "restarted: {restarted}: {record:?}");

@@ -13,7 +13,12 @@ const SHAPE: Shape = Shape::new(4, 20_000);
 async fn hash(node: &Node, position: u32) -> Vec<u8> {
     for block in node.blocks().await {
         let subject = Some(Subject::HashPrefix(block.sequence_hash.clone()));
-        let found = node.admin().await.inspect(v1::InspectRequest { subject }).await.unwrap();
+        let found = node
+            .admin()
+            .await
+            .inspect(v1::InspectRequest { subject, hash_digits: 0 })
+            .await
+            .unwrap();
         if found.into_inner().records[0].position == position {
             return block.sequence_hash;
         }
@@ -102,6 +107,9 @@ async fn a_command_evicts_and_shows_all_shards_of_a_block() {
     }
     let address = node.address().to_string();
     let second = hex(&hash(&node, 1).await);
+    // An odd number of digits means what it says.
+    let odd = refrain(["inspect", &second[..63], "--json", "--addr", &address]);
+    assert_eq!(odd.json()["records"].as_array().map(Vec::len), Some(2), "{odd:?}");
     let shown = refrain(["inspect", &second, "--json", "--addr", &address]);
     assert_eq!(shown.code, 0, "{shown:?}");
     let records = shown.json()["records"].as_array().unwrap().clone();

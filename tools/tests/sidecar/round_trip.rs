@@ -167,3 +167,18 @@ async fn blocks_come_back_in_chunks_to_clients_without_shared_memory() {
         check_chunks(shape).await;
     }
 }
+
+#[tokio::test]
+async fn a_load_beyond_the_arena_is_cut_short_and_the_log_says_once_what_to_do() {
+    let node = Node::start(&Setup::default().with("load_arena = \"1MiB\""));
+    let worker = Worker::new(&node, Shape::new(4, 31_000)).await;
+    let ids = prompt(77, 16);
+    worker.save(&ids).await;
+    for _ in 0..2 {
+        let loaded = worker.load(&ids).await;
+        assert_eq!((loaded.matched, loaded.reason), (16, v1::MissReason::NoMemory));
+        assert!((1..16).contains(&loaded.loaded), "{loaded:?}");
+    }
+    let said = node.said();
+    assert_eq!(said.matches("give a larger load_arena, or load fewer blocks").count(), 1, "{said}");
+}

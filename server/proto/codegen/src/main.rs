@@ -11,6 +11,7 @@ const PROTO: &str = "refrain/v1/refrain.proto";
 /// Fields that carry data rather than names: received without a copy.
 const DATA: &[&str] = &[
     ".refrain.v1.LookupRequest.tokens",
+    ".refrain.v1.PromptName.tokens",
     ".refrain.v1.ReadChunk.data",
     ".refrain.v1.WriteChunk.data",
 ];

@@ -177,7 +177,7 @@ pub struct LookupResponse {
     /// Where the matched blocks lie, in order.
     #[prost(message, repeated, tag = "4")]
     pub tiers: ::prost::alloc::vec::Vec<TierRun>,
-    /// Of all matched blocks, from the live queues and the measured rate.
+    /// Of all matched blocks, as the drives' queues stand, learned from loads before.
     #[prost(uint64, tag = "5")]
     pub expected_load_us: u64,
     #[prost(uint32, tag = "6")]
@@ -259,6 +259,10 @@ pub struct RenewResponse {
 pub struct ReleaseRequest {
     #[prost(uint64, tag = "1")]
     pub lease: u64,
+    /// How long a load of all that matched took, as the caller saw it: expected load times are learned
+    /// from it. 0 where there was none.
+    #[prost(uint64, tag = "2")]
+    pub load_us: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseResponse {
@@ -410,6 +414,9 @@ pub struct DriveStats {
     pub read_errors: u64,
     #[prost(uint64, tag = "16")]
     pub write_errors: u64,
+    /// Of the live ones.
+    #[prost(uint64, tag = "17")]
+    pub pinned_bytes: u64,
     /// Why it is asked for nothing now; empty while it serves.
     #[prost(string, tag = "18")]
     pub withdrawn: ::prost::alloc::string::String,
@@ -463,6 +470,8 @@ pub struct StatsResponse {
     pub restart_source: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "23")]
     pub drives: ::prost::alloc::vec::Vec<DriveStats>,
+    #[prost(uint64, tag = "24")]
+    pub pins: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
@@ -491,6 +500,7 @@ pub mod list_request {
         Blocks = 1,
         Namespaces = 2,
         Segments = 3,
+        Pins = 4,
     }
     impl What {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -503,6 +513,7 @@ pub mod list_request {
                 Self::Blocks => "WHAT_BLOCKS",
                 Self::Namespaces => "WHAT_NAMESPACES",
                 Self::Segments => "WHAT_SEGMENTS",
+                Self::Pins => "WHAT_PINS",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -512,6 +523,7 @@ pub mod list_request {
                 "WHAT_BLOCKS" => Some(Self::Blocks),
                 "WHAT_NAMESPACES" => Some(Self::Namespaces),
                 "WHAT_SEGMENTS" => Some(Self::Segments),
+                "WHAT_PINS" => Some(Self::Pins),
                 _ => None,
             }
         }
@@ -540,6 +552,8 @@ pub struct BlockInfo {
     /// Seconds since it was last matched or saved.
     #[prost(uint64, tag = "10")]
     pub idle_seconds: u64,
+    #[prost(bool, tag = "11")]
+    pub pinned: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NamespaceInfo {
@@ -554,6 +568,9 @@ pub struct NamespaceInfo {
     pub tenant: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub model: ::prost::alloc::string::String,
+    /// Of the blocks that count.
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SegmentInfo {
@@ -575,7 +592,7 @@ pub struct SegmentInfo {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEntry {
-    #[prost(oneof = "list_entry::Entry", tags = "1, 2, 3")]
+    #[prost(oneof = "list_entry::Entry", tags = "1, 2, 3, 4")]
     pub entry: ::core::option::Option<list_entry::Entry>,
 }
 /// Nested message and enum types in `ListEntry`.
@@ -588,10 +605,15 @@ pub mod list_entry {
         Namespace(super::NamespaceInfo),
         #[prost(message, tag = "3")]
         Segment(super::SegmentInfo),
+        #[prost(message, tag = "4")]
+        Pin(super::PinInfo),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InspectRequest {
+    /// Hex digits of the prefix that count; 0 counts all. An odd number halves its last byte.
+    #[prost(uint32, tag = "3")]
+    pub hash_digits: u32,
     #[prost(oneof = "inspect_request::Subject", tags = "1, 2")]
     pub subject: ::core::option::Option<inspect_request::Subject>,
 }
@@ -647,6 +669,110 @@ pub struct InspectResponse {
     #[prost(message, repeated, tag = "3")]
     pub blocks: ::prost::alloc::vec::Vec<BlockInfo>,
 }
+/// A prompt of a namespace that a worker has registered since the start.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromptName {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub extra_keys: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(oneof = "prompt_name::Prompt", tags = "3, 4")]
+    pub prompt: ::core::option::Option<prompt_name::Prompt>,
+}
+/// Nested message and enum types in `PromptName`.
+pub mod prompt_name {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prompt {
+        /// Token ids as little-endian u32, back to back.
+        #[prost(bytes, tag = "3")]
+        Tokens(::prost::bytes::Bytes),
+        #[prost(message, tag = "4")]
+        Engine(super::EngineHashes),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainRequest {
+    #[prost(oneof = "explain_request::Subject", tags = "1, 2")]
+    pub subject: ::core::option::Option<explain_request::Subject>,
+}
+/// Nested message and enum types in `ExplainRequest`.
+pub mod explain_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Subject {
+        #[prost(message, tag = "1")]
+        Prompt(super::PromptName),
+        /// Blocks in the order of their prompt; the namespace is not asked for.
+        #[prost(message, tag = "2")]
+        Blocks(super::BlockNames),
+    }
+}
+/// Blocks one behind the other of which the same is known.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FateRun {
+    #[prost(uint32, tag = "1")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "2")]
+    pub blocks: u32,
+    /// Of the first block.
+    #[prost(bytes = "vec", tag = "3")]
+    pub sequence_hash: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "Fate", tag = "4")]
+    pub fate: i32,
+    #[prost(enumeration = "Refusal", tag = "5")]
+    pub refusal: i32,
+    /// Since it went or was refused.
+    #[prost(uint64, tag = "6")]
+    pub ago_ms: u64,
+    /// It went as a block before it did.
+    #[prost(bool, tag = "7")]
+    pub behind: bool,
+    #[prost(bytes = "vec", tag = "8")]
+    pub for_namespace: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FieldDifference {
+    #[prost(string, tag = "1")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub here: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub there: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OtherNamespace {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    /// Blocks of its own that it has of this prompt.
+    #[prost(uint32, tag = "2")]
+    pub matched_blocks: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub differences: ::prost::alloc::vec::Vec<FieldDifference>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainResponse {
+    #[prost(uint32, tag = "1")]
+    pub prompt_blocks: u32,
+    #[prost(uint32, tag = "2")]
+    pub matched_blocks: u32,
+    /// Tokens behind the last full block: no cache keeps them.
+    #[prost(uint32, tag = "3")]
+    pub tail_tokens: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub runs: ::prost::alloc::vec::Vec<FateRun>,
+    /// The one that shares tenant or model and has most of the prompt, more than is here.
+    #[prost(message, optional, tag = "5")]
+    pub other_namespace: ::core::option::Option<OtherNamespace>,
+    /// All removals of this last time are remembered, and all refusals of that one.
+    #[prost(uint64, tag = "6")]
+    pub removals_known_ms: u64,
+    #[prost(uint64, tag = "7")]
+    pub refusals_known_ms: u64,
+    /// Neither goes back beyond the start.
+    #[prost(uint64, tag = "8")]
+    pub uptime_ms: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyRequest {
     /// 0 takes no bound.
@@ -668,6 +794,80 @@ pub struct VerifyProgress {
     pub withdrawn: ::prost::alloc::vec::Vec<BlockInfo>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockName {
+    #[prost(bytes = "vec", tag = "1")]
+    pub sequence_hash: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinRequest {
+    /// 0 never ends by itself. A prefix that is pinned already takes the new time.
+    #[prost(uint64, tag = "3")]
+    pub ttl_ms: u64,
+    #[prost(oneof = "pin_request::Prefix", tags = "1, 2")]
+    pub prefix: ::core::option::Option<pin_request::Prefix>,
+}
+/// Nested message and enum types in `PinRequest`.
+pub mod pin_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prefix {
+        /// The last block of the prefix.
+        #[prost(message, tag = "1")]
+        Block(super::BlockName),
+        /// As much of it as is resident.
+        #[prost(message, tag = "2")]
+        Prompt(super::PromptName),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinResponse {
+    /// The last block of what is pinned.
+    #[prost(message, optional, tag = "1")]
+    pub block: ::core::option::Option<BlockName>,
+    /// Under this pin, shared ones included.
+    #[prost(uint64, tag = "2")]
+    pub blocks: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinRequest {
+    #[prost(oneof = "unpin_request::Prefix", tags = "1, 2")]
+    pub prefix: ::core::option::Option<unpin_request::Prefix>,
+}
+/// Nested message and enum types in `UnpinRequest`.
+pub mod unpin_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Prefix {
+        #[prost(message, tag = "1")]
+        Block(super::BlockName),
+        /// Every pin that ends with one of its blocks.
+        #[prost(message, tag = "2")]
+        Prompt(super::PromptName),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinResponse {
+    /// How many have ended; shorter and longer prefixes may be pinned still.
+    #[prost(uint64, tag = "1")]
+    pub pins: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinInfo {
+    #[prost(message, optional, tag = "1")]
+    pub block: ::core::option::Option<BlockName>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub blocks: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Until it ends; 0 where it never does by itself.
+    #[prost(uint64, tag = "5")]
+    pub left_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EvictRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub sequence_hash: ::prost::alloc::vec::Vec<u8>,
@@ -683,6 +883,21 @@ pub struct EvictResponse {
 pub struct DropNamespaceRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetEpochRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub namespace_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetEpochResponse {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// How many went; none where the namespace was in this epoch already.
+    #[prost(uint64, tag = "2")]
+    pub blocks: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainRequest {}
@@ -793,7 +1008,8 @@ pub enum MissReason {
     None = 1,
     Deadline = 2,
     Damaged = 3,
-    /// No frame in the load arena could be freed.
+    /// No frame in the load arena could be freed: other loads hold them, or it is smaller than this
+    /// load. Load fewer blocks at a time, or give the sidecar a larger `load_arena`.
     NoMemory = 4,
     Drive = 5,
     Lease = 6,
@@ -867,6 +1083,69 @@ impl Refusal {
             "REFUSAL_READ_ONLY" => Some(Self::ReadOnly),
             "REFUSAL_DRAINING" => Some(Self::Draining),
             "REFUSAL_NO_PARENT" => Some(Self::NoParent),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Fate {
+    Unspecified = 0,
+    /// A hit, in the host tier and on SSD.
+    Host = 1,
+    /// A hit.
+    Ssd = 2,
+    /// Resident, but not behind the block before it.
+    Elsewhere = 3,
+    /// Never stored, or removed longer ago than is remembered.
+    Unknown = 4,
+    /// It was to be saved, and was not; `refusal` says why.
+    Refused = 5,
+    /// Its segment was used again, for saves of `for_namespace` as far as that is known.
+    Reclaimed = 6,
+    /// An operator had it removed.
+    Evicted = 7,
+    /// Its namespace was dropped, or put into a later epoch.
+    Dropped = 8,
+    /// It did not pass a check.
+    Damaged = 9,
+    /// Not known here; it would be a hit in `other_namespace`.
+    OtherNamespace = 10,
+}
+impl Fate {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FATE_UNSPECIFIED",
+            Self::Host => "FATE_HOST",
+            Self::Ssd => "FATE_SSD",
+            Self::Elsewhere => "FATE_ELSEWHERE",
+            Self::Unknown => "FATE_UNKNOWN",
+            Self::Refused => "FATE_REFUSED",
+            Self::Reclaimed => "FATE_RECLAIMED",
+            Self::Evicted => "FATE_EVICTED",
+            Self::Dropped => "FATE_DROPPED",
+            Self::Damaged => "FATE_DAMAGED",
+            Self::OtherNamespace => "FATE_OTHER_NAMESPACE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "FATE_HOST" => Some(Self::Host),
+            "FATE_SSD" => Some(Self::Ssd),
+            "FATE_ELSEWHERE" => Some(Self::Elsewhere),
+            "FATE_UNKNOWN" => Some(Self::Unknown),
+            "FATE_REFUSED" => Some(Self::Refused),
+            "FATE_RECLAIMED" => Some(Self::Reclaimed),
+            "FATE_EVICTED" => Some(Self::Evicted),
+            "FATE_DROPPED" => Some(Self::Dropped),
+            "FATE_DAMAGED" => Some(Self::Damaged),
+            "FATE_OTHER_NAMESPACE" => Some(Self::OtherNamespace),
             _ => None,
         }
     }
@@ -1957,6 +2236,28 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Inspect"));
             self.inner.unary(req, path, codec).await
         }
+        /// Why each block of a prompt hits or misses. Touches nothing.
+        pub async fn explain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Explain");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Explain"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Reads and checks every block; what is damaged is withdrawn. Progress is streamed.
         pub async fn verify(
             &mut self,
@@ -1978,6 +2279,44 @@ pub mod admin_client {
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Verify"));
             self.inner.server_streaming(req, path, codec).await
+        }
+        /// Keeps a prefix from reclaim, until its time is up or it is unpinned; starts do not end it. Evict
+        /// and DropNamespace take it all the same, and its pin with it.
+        pub async fn pin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Pin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Pin"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn unpin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Unpin");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Unpin"));
+            self.inner.unary(req, path, codec).await
         }
         pub async fn evict(
             &mut self,
@@ -2016,6 +2355,31 @@ pub mod admin_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("refrain.v1.Admin", "DropNamespace"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Raises a namespace's epoch: all of its blocks are misses at once, and for good. Refused where
+        /// the namespace is in a later one.
+        pub async fn set_epoch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEpochResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/refrain.v1.Admin/SetEpoch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "SetEpoch"));
             self.inner.unary(req, path, codec).await
         }
         /// Refuses new work, finishes what runs, syncs. The process then ends.
@@ -2071,6 +2435,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::InspectRequest>,
         ) -> std::result::Result<tonic::Response<super::InspectResponse>, tonic::Status>;
+        /// Why each block of a prompt hits or misses. Touches nothing.
+        async fn explain(
+            &self,
+            request: tonic::Request<super::ExplainRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
         /// Server streaming response type for the Verify method.
         type VerifyStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::VerifyProgress, tonic::Status>,
@@ -2082,6 +2451,16 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::VerifyRequest>,
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
+        /// Keeps a prefix from reclaim, until its time is up or it is unpinned; starts do not end it. Evict
+        /// and DropNamespace take it all the same, and its pin with it.
+        async fn pin(
+            &self,
+            request: tonic::Request<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status>;
+        async fn unpin(
+            &self,
+            request: tonic::Request<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status>;
         async fn evict(
             &self,
             request: tonic::Request<super::EvictRequest>,
@@ -2090,6 +2469,15 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::DropNamespaceRequest>,
         ) -> std::result::Result<tonic::Response<super::EvictResponse>, tonic::Status>;
+        /// Raises a namespace's epoch: all of its blocks are misses at once, and for good. Refused where
+        /// the namespace is in a later one.
+        async fn set_epoch(
+            &self,
+            request: tonic::Request<super::SetEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEpochResponse>,
+            tonic::Status,
+        >;
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         async fn drain(
             &self,
@@ -2305,6 +2693,49 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/refrain.v1.Admin/Explain" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ExplainRequest>
+                    for ExplainSvc<T> {
+                        type Response = super::ExplainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::explain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/refrain.v1.Admin/Verify" => {
                     #[allow(non_camel_case_types)]
                     struct VerifySvc<T: Admin>(pub Arc<T>);
@@ -2347,6 +2778,92 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Pin" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PinRequest>
+                    for PinSvc<T> {
+                        type Response = super::PinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::pin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Unpin" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::UnpinRequest>
+                    for UnpinSvc<T> {
+                        type Response = super::UnpinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::unpin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -2424,6 +2941,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DropNamespaceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/SetEpoch" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetEpochSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SetEpochRequest>
+                    for SetEpochSvc<T> {
+                        type Response = super::SetEpochResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetEpochRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_epoch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetEpochSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -36,7 +36,8 @@ impl Opening {
             && let Some(record) = records.next()
         {
             let address = RecordAddress { segment, generation, offset };
-            let header = header(store_id, address, payload_length, record);
+            let stripe = Stripe { offset: 0, length: payload_length, checksum: 0 };
+            let header = record.header(store_id, address, payload_length, vec![stripe]);
             let bytes = header.encode().map_err(io::Error::other)?;
             if !sealed {
                 write_page(file, offset, &bytes[..])?;
@@ -50,28 +51,6 @@ impl Opening {
         file.sync_data()?;
         self.heads[index] = head;
         Ok(entries)
-    }
-}
-
-fn header(
-    store_id: [u8; 16],
-    address: RecordAddress,
-    payload_length: u64,
-    record: NewRecord,
-) -> RecordHeader {
-    RecordHeader {
-        store_id,
-        address,
-        key_scheme: record.key_scheme,
-        sequence_hash: record.sequence_hash,
-        shard: record.shard,
-        parent: record.parent,
-        namespace: record.namespace,
-        epoch: record.epoch,
-        position: record.position,
-        payload_length,
-        withdrawn: false,
-        stripes: vec![Stripe { offset: 0, length: payload_length, checksum: 0 }],
     }
 }
 

@@ -173,8 +173,11 @@ impl OpenSegment {
         let (file, record) = (self.status.id.0, self.entries.len());
         let stored_length = entry.stored_length();
         let header = DeviceOp::Write { file, offset: self.cursor, region: page.region().clone() };
-        let payload =
-            DeviceOp::Write { file, offset: self.cursor + HEADER_SIZE, region: append.payload };
+        let payload = DeviceOp::Write {
+            file,
+            offset: self.cursor + HEADER_SIZE,
+            region: append.payload.region,
+        };
         self.pending.push_back(Pending {
             bytes: stored_length,
             writes_left: 2,

@@ -19,7 +19,10 @@ pub(super) fn check() -> Vec<Check> {
         kernel(&rustix::system::uname().release().to_string_lossy()),
         io_uring(),
         memlock(getrlimit(Resource::Memlock).current),
-        huge_pages(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()),
+        huge_pages(
+            &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+            refrain_store::arena::gathers_huge_pages(),
+        ),
         open_files(getrlimit(Resource::Nofile).maximum),
     ]
 }
@@ -77,7 +80,8 @@ fn memlock(limit: Option<u64>) -> Check {
     }
 }
 
-fn huge_pages(meminfo: &str) -> Check {
+/// `gathers`: the kernel makes huge pages of ordinary ones that are resident.
+fn huge_pages(meminfo: &str, gathers: bool) -> Check {
     const NAME: &str = "huge pages";
     let field = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -92,9 +96,12 @@ fn huge_pages(meminfo: &str) -> Check {
     if free > 0 {
         return Check::ok(NAME, found);
     }
+    if gathers {
+        return Check::ok(NAME, format!("{found}; made of ordinary ones as arenas are filled"));
+    }
     let advice = format!(
-        "set sysctl vm.nr_hugepages to the arena's size in {}: it takes ordinary pages else, \
-         slower to pin and to copy from",
+        "set sysctl vm.nr_hugepages to the arena's size in {}, or run Linux 6.1 or later: it takes \
+         ordinary pages else, slower to pin, to read into and to copy from",
         size(kib << 10)
     );
     Check::warning(NAME, found, advice)
@@ -136,14 +143,15 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_count_where_some_are_free() {
+    fn huge_pages_count_where_some_are_free_or_can_be_made() {
         let text = |total, free| {
             format!(
                 "MemTotal: 9 kB\nHugePages_Total: {total}\nHugePages_Free: {free}\nHugepagesize: 2048 kB\n"
             )
         };
-        assert_eq!(huge_pages(&text(8, 8)).state, Ok);
-        assert_eq!(huge_pages(&text(8, 0)).state, Warning);
-        assert_eq!(huge_pages("").state, Warning);
+        assert_eq!(huge_pages(&text(8, 8), false).state, Ok);
+        assert_eq!(huge_pages(&text(8, 0), false).state, Warning);
+        assert_eq!(huge_pages(&text(8, 0), true).state, Ok);
+        assert_eq!(huge_pages("", false).state, Warning);
     }
 }

@@ -5,17 +5,12 @@ use crate::admin::Admin;
 use crate::hex::hex;
 use crate::subject::Subject;
 use anyhow::{Context, Result, bail};
-use refrain_client::v1::{self, inspect_request};
+use refrain_client::v1;
 
 pub(super) fn inspect(sidecar: &mut Admin, subject: &Subject) -> Result<Answer> {
     match subject {
         Subject::Block(prefix) => {
-            let subject = inspect_request::Subject::HashPrefix(prefix.bytes());
-            let records = sidecar.inspect(subject)?.records.into_iter();
-            let records = records.filter(|record| {
-                let block = record.block.as_ref();
-                block.is_some_and(|block| prefix.begins(&block.sequence_hash))
-            });
+            let records = sidecar.inspect_blocks(prefix)?.into_iter();
             Ok(Answer::Records(records.map(record).collect::<Result<_>>()?))
         }
         &Subject::Segment { drive, segment } => {
@@ -26,8 +21,7 @@ pub(super) fn inspect(sidecar: &mut Admin, subject: &Subject) -> Result<Answer> 
                     drives => bail!("there are {drives} drives: say DRIVE/SEGMENT, as in 0/12"),
                 },
             };
-            let name = v1::SegmentName { drive, segment };
-            let answer = sidecar.inspect(inspect_request::Subject::Segment(name))?;
+            let answer = sidecar.inspect_segment(drive, segment)?;
             let found = answer.segment.with_context(|| format!("no segment {drive}/{segment}"))?;
             Ok(Answer::Segment(Segment {
                 row: found.into(),

@@ -22,7 +22,7 @@ pub(super) struct Outcome {
     pub(super) refused: u32,
     pub(super) wrong_bytes: u64,
     pub(super) lookup_us: u64,
-    /// From the request to the last stripe compared; 0 where there was nothing to load.
+    /// From the request to the last stripe announced; 0 where there was nothing to load.
     pub(super) load_us: u64,
     /// As the sidecar foretold it at the lookup.
     pub(super) expected_load_us: u64,

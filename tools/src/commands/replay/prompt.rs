@@ -65,7 +65,7 @@ impl Shape {
 }
 
 /// The tokens of these blocks.
-pub(super) fn tokens(ids: &[u64]) -> Vec<u32> {
+pub(crate) fn tokens(ids: &[u64]) -> Vec<u32> {
     let of_block = |&id: &u64| {
         let token = move |place| u32::try_from(mix(mix(id) ^ place) >> 32).expect("32 bits");
         (1..=u64::from(SHOWN_TOKENS)).map(token)

@@ -163,7 +163,7 @@ impl Worker {
         Ok(End::Counted)
     }
 
-    /// Loads what was found, and compares every byte of it as it is announced.
+    /// Loads what was found, and then compares every byte of it: what is timed is the cache.
     async fn load(
         &self,
         lookup: &Lookup,
@@ -174,7 +174,15 @@ impl Worker {
         let mut check = Check::new(lookup.matched_blocks, layout.stripes.len());
         let begun = Instant::now();
         let mut load = lookup.load(0, lookup.matched_blocks, Some(self.options.deadline)).await?;
+        let mut announced = Vec::new();
         while let Some(ready) = load.next().await? {
+            announced.push(ready);
+        }
+        outcome.load_us = match lookup.matched_blocks {
+            0 => 0,
+            _ => microseconds(begun.elapsed()),
+        };
+        for ready in announced {
             let first_layer = first_layer(layout, ready.stripe);
             let blocks = ready.first_block..ready.first_block + ready.blocks;
             for (block, &identity) in blocks.clone().zip(&asked.blocks[range(blocks)]) {
@@ -183,10 +191,6 @@ impl Worker {
                 check.note(block, ready.stripe, wrong_bytes);
             }
         }
-        outcome.load_us = match lookup.matched_blocks {
-            0 => 0,
-            _ => microseconds(begun.elapsed()),
-        };
         Ok((load.done().expect("it has ended"), check))
     }
 
@@ -232,7 +236,7 @@ impl Worker {
                 | Refusal::ReadOnly
                 | Refusal::NoParent) => {
                     outcome.refused = blocks - saved.min(blocks);
-                    outcome.refusal = Some(name(refusal));
+                    outcome.refusal = Some(crate::commands::refusal(refusal));
                     break End::Counted;
                 }
             }
@@ -295,17 +299,5 @@ fn miss(reason: MissReason) -> Option<&'static str> {
         MissReason::Drive => Some("drive"),
         MissReason::Lease => Some("lease"),
         MissReason::Unspecified => Some("sidecar_lost"),
-    }
-}
-
-fn name(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::None => "none",
-        Refusal::Busy => "busy",
-        Refusal::NoSpace => "no_space",
-        Refusal::ReadOnly => "read_only",
-        Refusal::Draining => "draining",
-        Refusal::NoParent => "no_parent",
-        Refusal::Unspecified => "sidecar_lost",
     }
 }

@@ -4,7 +4,7 @@ use super::{Stores, quick_home};
 use crate::image::Image;
 use refrain_store::arena::{Arena, Mapping};
 use refrain_store::drive::{Drive, DriveConfig, IoEngine, KnownSegment, Opening};
-use refrain_store::engine::{Append, Durability, NewRecord, SegmentState};
+use refrain_store::engine::{Append, Durability, NewRecord, Payload, SegmentState};
 use refrain_store::geometry::{HEADER_SIZE, Layout, RECORDS_START, StripeRange};
 use std::path::Path;
 use std::sync::Arc;
@@ -84,8 +84,7 @@ fn append(drive: &Drive, arena: &Arc<Arena>, block: u64) {
             epoch: 0,
             position: u32::try_from(block).unwrap(),
         },
-        layout,
-        payload,
+        payload: Payload::new(&layout, payload).unwrap(),
         keep: Some(Box::new(frame)),
         reply: Box::new(move |outcome| answer.send(outcome).unwrap()),
     };
