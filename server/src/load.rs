@@ -347,7 +347,8 @@ impl Node {
         if let Some(frame) = state.host.get(key) {
             return Some((frame, Source::Host));
         }
-        if let Some(read) = state.reading.get(&key) {
+        // One of where the block lay before may never end: its drive was withdrawn since.
+        if let Some(read) = state.reading.get(&key).filter(|read| read.place == place) {
             self.metrics.shared_reads.inc();
             return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
         }
@@ -422,7 +423,9 @@ impl Node {
     /// A read has ended: its frame is kept, or its block withdrawn.
     fn finish_read(&self, read: &BlockRead, outcome: &Result<(), ReadError>) {
         let mut state = self.state();
-        state.reading.remove(&read.key);
+        if state.reading.get(&read.key).is_some_and(|known| known.place == read.place) {
+            state.reading.remove(&read.key);
+        }
         match outcome {
             Ok(()) => {
                 if state.chain.get(read.key).is_some() {

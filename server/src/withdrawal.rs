@@ -82,8 +82,9 @@ impl Node {
 
 fn tell(drive: &Drive, is: Option<Withdrawn>) {
     let path = drive.path().display();
-    match is {
-        Some(why) => warn!(drive = %path, %why, "drive withdrawn: its blocks are misses"),
-        None => info!(drive = %path, "drive is back"),
+    if let Some(why) = is {
+        warn!(drive = %path, %why, "drive withdrawn: its blocks are misses");
+    } else {
+        info!(drive = %path, "drive is back");
     }
 }
