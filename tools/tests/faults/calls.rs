@@ -88,6 +88,7 @@ impl Names {
     }
 
     /// A method, and a message that it could be sent.
+    #[expect(clippy::too_many_lines, reason = "one arm a method")]
     fn call(&self, random: &mut fastrand::Rng) -> (&'static str, Vec<u8>) {
         let lease = Self::any(&self.leases, random);
         let reservation = Self::any(&self.reservations, random);
@@ -236,7 +237,9 @@ async fn calls(count: u64, seed: u64) -> String {
         match send(&channel, method, messages).await {
             Ok(answers) => {
                 answered += 1;
-                answers.iter().for_each(|answer| names.learn(method, answer));
+                for answer in &answers {
+                    names.learn(method, answer);
+                }
             }
             Err(_) => refused += 1,
         }

@@ -3,6 +3,7 @@
 //!
 //! Each begins with a committed corpus and changes it. Half of the time checksums are made right
 //! again, so that what lies behind them is reached too.
+#![expect(clippy::needless_pass_by_value, reason = "all targets are called alike")]
 
 use crate::mutate::mutate;
 use crate::progress::on_every_core;
@@ -202,6 +203,7 @@ fn config(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
 }
 
 /// Writes the binary corpora, from what today's encoders make.
+#[expect(clippy::too_many_lines, reason = "one value of each kind")]
 pub(crate) fn write_corpora(directory: &Path) {
     use refrain_store::format::Stripe;
     use refrain_store::geometry::{Generation, RecordAddress};

@@ -1,5 +1,10 @@
 //! A file system of ours over a directory, through FUSE: what fails or hangs, and when, a test says.
 //! The sidecar's ring sees it as it sees a drive, which no library in between could make it do.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the kernel's numbers have other widths, and fit"
+)]
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
@@ -98,7 +103,9 @@ impl Faulty {
         faults.rules.clear();
         let held = std::mem::take(&mut faults.held);
         drop(faults);
-        held.into_iter().for_each(|run| run());
+        for run in held {
+            run();
+        }
     }
 
     /// Heals when it is dropped: before a sidecar, which no kill ends while its drive hangs.

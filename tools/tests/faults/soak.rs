@@ -3,6 +3,12 @@
 //! Workers save new prompts and load old ones at a fixed pace, break calls off, come and go. Ten
 //! times in the run it is looked at what the sidecar holds; at the end it must hold no more than
 //! after the first tenth, and nothing at all for workers that have gone.
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "shares and sizes for people"
+)]
 
 use crate::fixture::PATIENCE;
 use crate::fixture::content::{Shape, prompt};

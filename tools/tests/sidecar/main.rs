@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a claim that meets an error has failed")]
 
 #[path = "../fixture/mod.rs"]
+#[expect(dead_code, reason = "the loops of faults use more of it")]
 mod fixture;
 
 mod back_pressure;

@@ -3,7 +3,7 @@
 use super::{Stores, block_on, quick_home};
 use crate::image::Image;
 use crate::progress::{Rounds, on_every_core};
-use refrain_index::catalog::{Catalog, OpenState, Row, SegmentRows};
+use refrain_index::catalog::{Catalog, OpenState, Row, Run, SegmentRows};
 use refrain_store::geometry::RECORDS_START;
 use refrain_store::superblock::Superblock;
 use std::collections::{BTreeMap, HashSet};
@@ -142,7 +142,8 @@ impl World {
     }
 }
 
-fn bytes_of(row: &Row) -> (u64, u64, [u8; 32], u32, u32, [u8; 32], [u8; 32], u64) {
-    let Row { offset, length, sequence, shard, position, parent, namespace, epoch } = *row;
-    (offset, length, sequence, shard, position, parent, namespace, epoch)
+/// All of a row, to be found in a set.
+fn bytes_of(row: &Row) -> Vec<u8> {
+    let run = Run { segment: 0, generation: 0, start: 0, end: 0, sealed: false, rows: vec![*row] };
+    run.encode()
 }

@@ -173,7 +173,7 @@ impl World {
             if random.bool() {
                 self.telling[random.usize(..self.telling.len())].clone()
             } else {
-                let (name, bytes) = super::any_file(&self.stores.last(), random);
+                let (name, bytes) = super::any_file(self.stores.last(), random);
                 (name.clone(), random.usize(..bytes.len() / PAGE))
             }
         };

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A block of up to three stripes, none of whole pages.
 fn layout(block: u64) -> Layout {
-    let stripes: Vec<_> = (0..1 + block % 3)
+    let stripes: Vec<_> = (0..=block % 3)
         .map(|index| StripeRange { offset: index * 8192, length: 4096 + block * 97 % 4000 })
         .collect();
     let last = stripes[stripes.len() - 1];
