@@ -45,6 +45,14 @@ impl FaultyDrive {
     }
 }
 
+impl Drop for FaultyDrive {
+    fn drop(&mut self) {
+        self.faulty.heal();
+        // Lazily, and before its directory goes: whoever has a file open there holds it.
+        let _ = Command::new("umount").arg("-l").arg(self.home.path().join("mount")).status();
+    }
+}
+
 fn setup() -> Setup {
     Setup { capacity: 32 * MIB, segment: 2 * MIB, ..Setup::default() }
         .with("load_deadline = \"2s\"")
