@@ -8,7 +8,9 @@ VENV ?= python/.venv
 WHEELS := $(abspath $(CARGO_TARGET_DIR))/wheels
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test simulate python bench-smoke setup
+MINUTES ?= 60
+
+.PHONY: demo test simulate soak python bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -39,6 +41,9 @@ $(VENV)/installed: python/requirements-dev.txt
 	$(PYTHON) -m venv "$(VENV)"
 	"$(BIN)/pip" install --quiet --requirement python/requirements-dev.txt
 	touch "$@"
+
+soak: setup ## mixed load for MINUTES, with reclaim running: nothing may grow
+	cargo test --release --locked -p refrain --test faults -- soak --minutes $(MINUTES)
 
 bench-smoke: setup ## run every benchmark at tiny sizes: that they work, not what they measure
 	cargo bench --locked -p refrain-benches -- --smoke

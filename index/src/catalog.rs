@@ -5,12 +5,12 @@
 //! few thousand values, read in one scan.
 
 use crate::catalog::rocks::Rocks;
-use crate::catalog::run::{decode_run, encode_run};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+mod manifest;
 mod rocks;
 mod run;
 
@@ -167,7 +167,7 @@ impl Catalog {
     /// Adds a run of records. One batch; the log is written and not synced, as a lost tail costs a
     /// scan of what it described.
     pub fn commit(&self, run: &Run) -> Result<(), CatalogError> {
-        self.pairs.write(vec![put(place_key(RUN, run.segment, run.start), encode_run(run))])
+        self.pairs.write(vec![put(place_key(RUN, run.segment, run.start), run.encode())])
     }
 
     /// The record at `offset` no longer counts.
@@ -216,7 +216,7 @@ impl Catalog {
         let mut segments = Vec::new();
         self.scan(RUN, |key, value| {
             let (segment, start) = decode_place(key).ok_or(CatalogError::Damaged)?;
-            let run = decode_run(segment, start, value).ok_or(CatalogError::Damaged)?;
+            let run = Run::decode(segment, start, value).ok_or(CatalogError::Damaged)?;
             if runs.last().is_some_and(|last| last.segment != segment) {
                 segments.push(join(std::mem::take(&mut runs), records_start));
             }

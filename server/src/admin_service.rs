@@ -379,6 +379,7 @@ fn stats(node: &Node) -> v1::StatsResponse {
             checksum_failures: stats.checksum_failures,
             read_errors: stats.read_errors,
             write_errors: stats.write_errors,
+            withdrawn: stats.withdrawn.map(|why| why.to_string()).unwrap_or_default(),
         }
     });
     let metrics = &node.metrics;

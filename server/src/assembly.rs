@@ -136,7 +136,8 @@ impl Assembly {
             on_group(event);
         });
         let drive = runner.drive(opening, &arenas, recovered.records.known, on_group)?;
-        self.disks.push(Disk { drive, journal, reclaim, moved_bytes: AtomicU64::new(0) });
+        let (asked, moved_bytes) = (Notify::new(), AtomicU64::new(0));
+        self.disks.push(Disk { drive, journal, reclaim, asked, moved_bytes });
         let found = recovered.records.found.into_iter();
         self.found.extend(found.map(|record| (drive_id, record)));
         Ok(())
@@ -192,7 +193,7 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
     // What was dropped stays away, whatever the disk still holds.
     let counts = |row: &Row| row.epoch >= epochs.get(NamespaceDigest(row.namespace));
     let found = found.iter().filter(|(_, found)| counts(&found.row));
-    let blocks = found.map(|(drive, Found { segment, row, .. })| {
+    let blocks = found.filter_map(|(drive, Found { segment, row, .. })| {
         let digest = NamespaceDigest(row.namespace);
         // Neighbours are mostly of one namespace.
         let namespace = match last {
@@ -201,10 +202,10 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
         };
         last = Some((digest, namespace));
         let group = Group::new(*drive, *segment).expect("checked when the drive was opened");
-        let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length));
-        let place = place.expect("a record found lies within its segment, page by page");
+        // What no record can be is none: a checksum that fits does not make a number small.
+        let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length))?;
         let key = BlockKey { sequence: SequenceHash(row.sequence), shard: row.shard };
-        (key, (row.position > 0).then_some(SequenceHash(row.parent)), place)
+        Some((key, (row.position > 0).then_some(SequenceHash(row.parent)), place))
     });
     let mut chain = Chain::default();
     let restored = chain.restore(blocks, now);

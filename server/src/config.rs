@@ -69,6 +69,10 @@ pub struct Config {
     /// A load that names no deadline gets this; 1 ms to 10 min, default 5 s.
     #[serde(deserialize_with = "units::duration")]
     pub load_deadline: Duration,
+    /// A drive that has not ended an operation for this long is withdrawn until it has: its blocks
+    /// are misses. 100 ms to 10 min, default 10 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub drive_patience: Duration,
     /// File with the secret that sequence hashes are keyed with: 32 bytes, or 64 hex digits. Only
     /// its owner may read it. Nodes that share hashes share the secret.
     /// Default: `secret` in the directory of the first drive, made at the first start.
@@ -126,6 +130,7 @@ impl Default for Config {
             lease_default: Duration::from_secs(10),
             lease_max: Duration::from_mins(1),
             load_deadline: Duration::from_secs(5),
+            drive_patience: Duration::from_secs(10),
             secret_file: None,
             drain: Duration::from_secs(10),
         }

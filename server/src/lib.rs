@@ -40,5 +40,6 @@ pub mod sockets;
 mod state;
 mod status;
 mod wire;
+mod withdrawal;
 
 pub use serve::{ServeError, serve};

@@ -290,10 +290,15 @@ impl Node {
             .zip(held.places[range].iter().copied())
             .collect();
         let loaded = held.loaded[index(first)..index(end)].to_vec();
+        let withdrawn = self.withdrawn();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
         for ((key, place), loaded) in wanted.into_iter().zip(loaded) {
             let source = match loaded {
                 Some(frame) => Some((frame, Source::Host)),
+                None if withdrawn.holds(&place) && !state.host.contains(key) => {
+                    reason = Some(Miss::Drive);
+                    break;
+                }
                 None => self.source(state, key, place),
             };
             let Some((frame, source)) = source else {
@@ -346,7 +351,8 @@ impl Node {
         if let Some(frame) = state.host.get(key) {
             return Some((frame, Source::Host));
         }
-        if let Some(read) = state.reading.get(&key) {
+        // One of where the block lay before may never end: its drive was withdrawn since.
+        if let Some(read) = state.reading.get(&key).filter(|read| read.place == place) {
             self.metrics.shared_reads.inc();
             return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
         }
@@ -364,6 +370,7 @@ impl Node {
 
     fn submit(&self, reads: BTreeMap<DriveId, Vec<RecordRead>>) {
         for (drive, records) in reads {
+            self.disk(drive).asked.notify_one();
             let sinks: Vec<_> = records.iter().map(|record| Arc::clone(&record.sink)).collect();
             if self.disk(drive).drive.read(records).is_err() {
                 for sink in sinks {
@@ -420,7 +427,9 @@ impl Node {
     /// A read has ended: its frame is kept, or its block withdrawn.
     fn finish_read(&self, read: &BlockRead, outcome: &Result<(), ReadError>) {
         let mut state = self.state();
-        state.reading.remove(&read.key);
+        if state.reading.get(&read.key).is_some_and(|known| known.place == read.place) {
+            state.reading.remove(&read.key);
+        }
         match outcome {
             Ok(()) => {
                 if state.chain.get(read.key).is_some() {

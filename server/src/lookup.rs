@@ -138,7 +138,13 @@ impl Node {
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
         let tick = self.clock.tick();
         let mut state = self.state();
-        let places = state.chain.match_prefix(registration.shard, &hashes, tick);
+        let withdrawn = self.withdrawn();
+        let mut places = state.chain.match_prefix(registration.shard, &hashes, tick);
+        let reach = places.iter().zip(hashes.iter()).take_while(|(place, sequence)| {
+            let key = BlockKey { sequence: **sequence, shard: registration.shard };
+            !withdrawn.holds(place) || state.host.contains(key)
+        });
+        places.truncate(reach.count());
         let in_host = in_host(&state, registration.shard, &hashes, &places);
         let expected_load = self.expected_load(&state, &places, &in_host);
         let prompt_blocks = count(hashes.len());

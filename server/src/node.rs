@@ -13,6 +13,7 @@ use crate::state::State;
 use refrain_index::catalog::{Catalog, CatalogError};
 use refrain_store::arena::{Arena, ArenaError, Frame};
 use refrain_store::drive::{Drive, OpenError, Opening};
+use refrain_store::engine::Limits;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -79,6 +80,8 @@ pub(crate) struct Disk {
     pub(crate) journal: Journal,
     /// Told when free segments may run low, or a segment is held no more.
     pub(crate) reclaim: Arc<Notify>,
+    /// Told when the drive is given work.
+    pub(crate) asked: Notify,
     /// Written again by reclaim.
     pub(crate) moved_bytes: AtomicU64,
 }
@@ -112,7 +115,8 @@ impl Node {
     pub(crate) fn open(config: &Config) -> Result<Arc<Self>, NodeError> {
         let mut assembly = Assembly::begin(config, Clock::system())?;
         for drive in config.drive_configs() {
-            let opening = Opening::open(&drive)?;
+            let limits = Limits { hang_patience: config.drive_patience, ..Limits::default() };
+            let opening = Opening::open(&drive)?.with_limits(limits);
             let catalog = Catalog::open(&opening.path().join("catalog"), opening.store_id());
             let catalog =
                 catalog.map_err(|source| NodeError::Catalog { path: drive.path, source })?;
@@ -250,6 +254,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         for (drive, _) in (0..=u8::MAX).zip(&self.disks) {
             tasks.spawn(Arc::clone(self).reclaim(DriveId(drive)));
+            tasks.spawn(Arc::clone(self).attend(DriveId(drive)));
         }
         tasks.spawn(Arc::clone(self).end_leases());
         tasks

@@ -299,8 +299,21 @@ impl Node {
     }
 
     /// Reads a whole record of whatever layout; `None` when there is no memory for it, or the drive
-    /// takes no more.
+    /// takes no more, or is withdrawn.
     pub(crate) fn read_record(
+        &self,
+        key: BlockKey,
+        place: BlockPlace,
+    ) -> Option<(Arc<Frame>, ReadOutcome)> {
+        // Nobody should wait for a drive that may never answer.
+        if self.withdrawn().holds(&place) {
+            return None;
+        }
+        self.try_record(key, place)
+    }
+
+    /// The same of a drive that may be withdrawn.
+    pub(crate) fn try_record(
         &self,
         key: BlockKey,
         place: BlockPlace,
@@ -320,7 +333,9 @@ impl Node {
             sink: Arc::new(Answer(Mutex::new(Some(answer)))),
         };
         drop(state);
-        self.disk(place.group.drive()).drive.read(vec![record]).ok()?;
+        let disk = self.disk(place.group.drive());
+        disk.asked.notify_one();
+        disk.drive.read(vec![record]).ok()?;
         Some((frame, outcome))
     }
 

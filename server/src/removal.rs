@@ -54,7 +54,8 @@ impl Node {
         let node = Arc::clone(self);
         // It syncs; and it does not panic.
         let _ = tokio::task::spawn_blocking(move || node.keep_changed_pins()).await;
-        for disk in &self.disks {
+        // A withdrawn drive may not write its catalogue now: it is noted, and written when it can be.
+        for disk in self.disks.iter().filter(|disk| disk.drive.withdrawn().is_none()) {
             disk.journal.caught_up().await;
         }
     }

@@ -6,7 +6,7 @@
 use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
 use crate::namespaces::{Registration, SessionId};
-use crate::node::Node;
+use crate::node::{Disk, Node};
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;
@@ -155,9 +155,11 @@ impl Node {
         let end = first.checked_add(blocks).filter(|end| *end <= available);
         let end = end.ok_or(SaveError::OutOfRange { first, blocks, available })?;
         state.leases.renew(lease, self.clock.now() + self.config.lease_default);
+        let withdrawn = self.withdrawn();
         let resident = |block: u32| {
-            let sequence = hashes[index(block)];
-            state.chain.get(BlockKey { sequence, shard: registration.shard }).is_some()
+            let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };
+            let place = state.chain.get(key);
+            place.is_some_and(|place| !withdrawn.holds(&place) || state.host.contains(key))
         };
         let Some(start) = (first..end).find(|block| !resident(*block)) else {
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: None });
@@ -167,7 +169,7 @@ impl Node {
             Some(Refusal::Draining)
         } else if !has_parent {
             Some(Refusal::NoParent)
-        } else if self.disks.iter().all(|disk| !disk.drive.stats().writable) {
+        } else if !self.disks.iter().any(Disk::takes_writes) {
             Some(Refusal::ReadOnly)
         } else {
             None
@@ -218,7 +220,10 @@ impl Node {
 
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
     fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
-        let queued: u64 = self.disks.iter().map(|disk| disk.drive.stats().queued_write_bytes).sum();
+        let stats = self.disks.iter().map(|disk| disk.drive.stats());
+        // What a drive that hangs has queued would leave no room for the others.
+        let working = stats.filter(|stats| stats.withdrawn.is_none());
+        let queued: u64 = working.map(|stats| stats.queued_write_bytes).sum();
         let taken = queued + state.leases.reserved_bytes();
         let beside_pins = self.numbered_disks().map(|(id, _)| self.room_beside_pins(state, id));
         let beside_pins = beside_pins.fold(0, u64::saturating_add);
@@ -321,6 +326,8 @@ impl Node {
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
         };
         self.disk(drive).reclaim_if_low();
+        self.disk(drive).asked.notify_one();
+        let patience = self.clock.now() + self.config.drive_patience;
         let to = self.disk(drive).drive.clone();
         // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
         let sent = self.clock.aside(move || batch.send(&to)).await;
@@ -328,15 +335,21 @@ impl Node {
         let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
         for (block, written_at) in written {
-            match written_at.await.unwrap_or(Err(AppendError::Stopped)) {
-                Ok(place) => stored.push((block, place)),
-                Err(error) => refusal = refusal.or(Some(refusal_of(error))),
+            match self.clock.until(patience, written_at).await {
+                Some(Ok(Ok(place))) => stored.push((block, place)),
+                Some(Ok(Err(error))) => refusal = refusal.or(Some(refusal_of(error))),
+                Some(Err(_)) => refusal = refusal.or(Some(Refusal::Draining)),
+                // Should it be written after all, nobody finds it.
+                None => refusal = refusal.or(Some(Refusal::Busy)),
             }
         }
         let committed = self.enter_all((&registration, epoch), &hashes, drive, &stored, refusal);
         let durable = durable && committed.saved > 0 && {
             let first = stored.first().map_or(0, |(block, _)| index(*block));
-            self.are_promised(&registration, &hashes[..first + index(committed.saved)]).await
+            let saved = &hashes[..first + index(committed.saved)];
+            let promised = self.are_promised(&registration, saved);
+            let patience = self.clock.now() + self.config.drive_patience;
+            self.clock.until(patience, promised).await.unwrap_or(false)
         };
         if let Some(refusal) = committed.refusal {
             let refused = &asked[index(committed.saved)..];
@@ -356,7 +369,7 @@ impl Node {
         stored: &[(u32, Stored)],
         refusal: Option<Refusal>,
     ) -> Committed {
-        let now = self.clock.tick();
+        let (now, withdrawn) = (self.clock.tick(), self.withdrawn());
         let mut state = self.state();
         if state.epoch(registration.namespace) != epoch {
             // The namespace was dropped meanwhile, and these blocks with it.
@@ -371,7 +384,14 @@ impl Node {
             let place = BlockPlace::new(group, namespace, address.offset, stored_length);
             let place = place.expect("the engine places whole pages in a segment");
             match state.enter(key, parent, (place, address.generation), now) {
-                Entered::New | Entered::Already => saved += 1,
+                Entered::Already => {
+                    // The copy on a drive that does not answer is worth less than this one.
+                    if let Some(old) = state.chain.get(key).filter(|old| withdrawn.holds(old)) {
+                        state.moved(key, old, (place, address.generation));
+                    }
+                    saved += 1;
+                }
+                Entered::New => saved += 1,
                 Entered::Lost => {
                     let refusal = refusal.or(Some(Refusal::NoParent));
                     return Committed { saved, refusal, durable: false };
@@ -424,7 +444,7 @@ impl Node {
         Some(last)
     }
 
-    /// The writable drive with the shortest queue for its speed; of equals, the emptiest.
+    /// Of the drives that take writes, the one with the shortest queue for its speed; of equals, the emptiest.
     fn choose_drive(&self) -> Option<DriveId> {
         let state = self.state();
         let writable = self.numbered_disks().filter_map(|(id, disk)| {
@@ -434,7 +454,7 @@ impl Node {
             let used = u64::from(stats.segments) - stats.segments_free;
             let used_share = used * 1000 / u64::from(stats.segments.max(1));
             let is_short = self.room_beside_pins(&state, id) == 0;
-            stats.writable.then_some((is_short, wait_ms, used_share, id))
+            disk.takes_writes().then_some((is_short, wait_ms, used_share, id))
         });
         writable.min().map(|(.., id)| id)
     }

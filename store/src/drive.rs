@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 mod opening;
@@ -83,11 +84,26 @@ pub enum Refused {
     Stopped,
 }
 
+/// Why a drive should be asked for nothing.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Withdrawn {
+    #[error("hangs: an operation does not end")]
+    Hangs,
+    #[error("fails: no read of many went well")]
+    Fails,
+}
+
+/// Reads that fail one after the other before a drive counts as one that fails: more than a bad
+/// spot makes, as each is of another block, or of another stripe of one.
+const READ_ERRORS_MAX: u64 = 16;
+
 /// What a drive says of itself at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriveStats {
     pub io_engine: &'static str,
     pub writable: bool,
+    pub withdrawn: Option<Withdrawn>,
     pub capacity_bytes: u64,
     pub segment_bytes: u64,
     pub segments: u32,
@@ -137,6 +153,8 @@ struct Shared {
     segment_bytes: u64,
     segment_count: u32,
     path: PathBuf,
+    begun: Instant,
+    hang_patience: Duration,
 }
 
 impl std::fmt::Debug for Drive {
@@ -179,6 +197,7 @@ impl Drive {
         DriveStats {
             io_engine: self.shared.io_engine,
             writable: counters.read_only.get() == 0,
+            withdrawn: self.withdrawn(),
             capacity_bytes: self.shared.capacity_bytes,
             segment_bytes: self.shared.segment_bytes,
             segments: self.shared.segment_count,
@@ -194,6 +213,25 @@ impl Drive {
             write_errors: counters.write_errors.get(),
             syncs: counters.syncs.get(),
         }
+    }
+
+    /// Whether it should be asked for nothing now; by itself it refuses nothing.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        let Shared { counters, begun, hang_patience, .. } = &*self.shared;
+        let oldest = counters.oldest_operation_ms.get();
+        let since = Duration::from_millis(oldest.saturating_sub(1));
+        if oldest > 0 && begun.elapsed().saturating_sub(since) > *hang_patience {
+            Some(Withdrawn::Hangs)
+        } else if counters.read_errors_in_row.get() >= READ_ERRORS_MAX {
+            Some(Withdrawn::Fails)
+        } else {
+            None
+        }
+    }
+
+    /// Whether no operation runs.
+    pub fn is_idle(&self) -> bool {
+        self.shared.counters.oldest_operation_ms.get() == 0
     }
 
     /// Every segment, by id.

@@ -44,6 +44,8 @@ pub struct Limits {
     pub group_interval: Duration,
     /// An append that found no segment to go to for this long is refused.
     pub space_patience: Duration,
+    /// A drive with an operation that runs for longer counts as one that hangs.
+    pub hang_patience: Duration,
 }
 
 impl Default for Limits {
@@ -56,6 +58,7 @@ impl Default for Limits {
             group_bytes: 64 << 20,
             group_interval: Duration::from_millis(50),
             space_patience: Duration::from_secs(1),
+            hang_patience: Duration::from_secs(10),
         }
     }
 }
@@ -92,6 +95,8 @@ struct Running {
     owner: Owner,
     operation: DeviceOp,
     transferred: u64,
+    /// Of what is left of it.
+    begun: Instant,
 }
 
 /// One drive's state machine.
@@ -160,7 +165,8 @@ impl Engine {
     /// and could not begin waits for a completion: the time alone changes nothing for it.
     pub fn deadline(&self) -> Option<Instant> {
         let is_ahead = |at: &Instant| self.advanced.is_none_or(|advanced| *at > advanced);
-        self.log.deadlines(&self.limits).filter(is_ahead).min()
+        let log = self.log.deadlines(&self.limits).filter(is_ahead);
+        log.chain(self.reads.deadline()).min()
     }
 
     /// The segments as they stand.
@@ -180,8 +186,9 @@ impl Engine {
             && (self.reads.bytes_in_flight() < self.limits.read_bytes)
         {
             let Some((part, operation)) = self.reads.next(now) else { break };
-            self.start(Owner::Read(part), operation);
+            self.start(Owner::Read(part), operation, now);
         }
+        self.reads.let_late_go(now);
         let writes = if self.reads.is_busy(now) {
             self.limits.write_bytes_beside_reads
         } else {
@@ -189,7 +196,7 @@ impl Engine {
         };
         while self.in_flight < self.limits.operations {
             let Some((op, operation)) = self.log.next(now, writes, &self.limits) else { break };
-            self.start(Owner::Write(op), operation);
+            self.start(Owner::Write(op), operation, now);
         }
         self.counters.queued_read_bytes.set(self.reads.queued_bytes());
         self.counters.queued_write_bytes.set(self.log.queued_bytes());
@@ -225,6 +232,7 @@ impl Engine {
         if let Some(bytes) = reached {
             running.operation = rest(&running.operation, bytes);
             running.transferred += bytes;
+            running.begun = now;
             let operation = running.operation.clone();
             self.running[slot] = Some(running);
             self.started.push_back((completion.op, operation));
@@ -249,13 +257,21 @@ impl Engine {
         }
     }
 
-    fn start(&mut self, owner: Owner, operation: DeviceOp) {
+    /// When the operation was begun that runs the longest.
+    pub fn oldest_operation(&self) -> Option<Instant> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        self.running.iter().flatten().map(|running| running.begun).min()
+    }
+
+    fn start(&mut self, owner: Owner, operation: DeviceOp, begun: Instant) {
         let op = self.free.pop().unwrap_or_else(|| {
             self.running.push(None);
             OpId(u32::try_from(self.running.len() - 1).expect("bounded by the limits"))
         });
         let slot = usize::try_from(op.0).expect("32 bits fit");
-        let running = Running { owner, operation: operation.clone(), transferred: 0 };
+        let running = Running { owner, operation: operation.clone(), transferred: 0, begun };
         self.running[slot] = Some(running);
         self.in_flight += 1;
         self.started.push_back((op, operation));

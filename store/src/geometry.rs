@@ -37,9 +37,13 @@ pub fn page_aligned(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(PAGE_SIZE)
 }
 
-/// Bytes that a record of a payload takes on disk, header and padding included.
+/// Bytes that a record of a payload takes on disk, header and padding included; for a length that
+/// no record has, as many as lie in no segment.
 pub fn stored_length(payload_length: u64) -> u64 {
-    HEADER_SIZE + payload_length.next_multiple_of(PAGE_SIZE)
+    let pages = payload_length.checked_next_multiple_of(PAGE_SIZE);
+    pages
+        .and_then(|pages| pages.checked_add(HEADER_SIZE))
+        .unwrap_or(u64::MAX - u64::MAX % PAGE_SIZE)
 }
 
 /// Least bytes of a stripe, but for the last of a block.

@@ -34,6 +34,11 @@ pub struct Counters {
     pub write_errors: Gauge,
     pub syncs: Gauge,
     pub segments_free: Gauge,
+    /// Reads that failed since one went well.
+    pub read_errors_in_row: Gauge,
+    /// When the operation that runs the longest was begun, in milliseconds since the drive was, and
+    /// one more; 0 while none runs.
+    pub oldest_operation_ms: Gauge,
     /// 1 after a failed write or sync: reads go on.
     pub read_only: Gauge,
 }

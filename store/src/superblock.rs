@@ -74,6 +74,13 @@ impl Superblock {
                 capacity_bytes: u64::from_le_bytes(field(page, 40)),
                 sequence: u64::from_le_bytes(field(page, 48)),
             };
+            // A checksum that fits does not make a size of nothing one that can be divided by.
+            let is_sized = copy.segment_bytes > 0
+                && copy.segment_bytes.is_multiple_of(PAGE_SIZE)
+                && copy.segment_bytes <= copy.capacity_bytes;
+            if !is_sized {
+                continue;
+            }
             if newest.is_none_or(|newest| copy.sequence > newest.sequence) {
                 newest = Some(copy);
             }
@@ -131,6 +138,18 @@ mod tests {
         assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Damaged));
         assert_eq!(Superblock::decode(&file(1, 2)[..PAGE - 1]), Err(SuperblockError::Damaged));
         assert_eq!(Superblock::decode(&[]), Err(SuperblockError::Damaged));
+    }
+
+    #[test]
+    fn sizes_that_hold_no_segment_are_refused() {
+        let of = |segment_bytes, capacity_bytes| {
+            let superblock = Superblock { segment_bytes, capacity_bytes, ..superblock(1) };
+            Superblock::decode(&superblock.encode()[..])
+        };
+        for (segment, capacity) in [(0, 1 << 30), (4095, 1 << 30), (1 << 20, (1 << 20) - 1)] {
+            assert_eq!(of(segment, capacity), Err(SuperblockError::Damaged));
+        }
+        assert!(of(4096, 4096).is_ok());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The rows in RocksDB.
 
-use super::{CatalogError, Change, OpenState, Pairs, Take};
+use super::{CatalogError, Change, OpenState, Pairs, Take, manifest};
 use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,10 @@ impl Rocks {
     /// Opens what is at `path`, or makes it; what cannot be opened is emptied.
     pub(super) fn open(path: &Path) -> Result<(Self, OpenState), CatalogError> {
         let there = path.join("CURRENT").exists();
+        if there && !manifest::is_whole(path) {
+            let db = emptied(path, None)?;
+            return Ok((Self { db, path: path.into() }, OpenState::Damaged));
+        }
         let (db, state) = match DB::open(&options(), path) {
             Ok(db) => (db, if there { OpenState::Kept } else { OpenState::Fresh }),
             Err(_) if path.exists() => (emptied(path, None)?, OpenState::Damaged),

@@ -31,51 +31,61 @@ const HEAD: usize = 24;
 const ROW: usize = 128;
 const CHECKSUM: usize = 8;
 
-pub(super) fn encode_run(run: &Run) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD + run.rows.len() * ROW + CHECKSUM);
-    out.extend(VERSION.to_le_bytes());
-    out.extend(u32::from(run.sealed).to_le_bytes());
-    out.extend(run.generation.to_le_bytes());
-    out.extend(run.end.to_le_bytes());
-    for row in &run.rows {
-        out.extend(row.offset.to_le_bytes());
-        out.extend(row.length.to_le_bytes());
-        out.extend(row.sequence);
-        out.extend(row.shard.to_le_bytes());
-        out.extend(row.position.to_le_bytes());
-        out.extend(row.parent);
-        out.extend(row.namespace);
-        out.extend(row.epoch.to_le_bytes());
+impl Run {
+    /// The value of this run.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEAD + self.rows.len() * ROW + CHECKSUM);
+        out.extend(VERSION.to_le_bytes());
+        out.extend(u32::from(self.sealed).to_le_bytes());
+        out.extend(self.generation.to_le_bytes());
+        out.extend(self.end.to_le_bytes());
+        for row in &self.rows {
+            out.extend(row.offset.to_le_bytes());
+            out.extend(row.length.to_le_bytes());
+            out.extend(row.sequence);
+            out.extend(row.shard.to_le_bytes());
+            out.extend(row.position.to_le_bytes());
+            out.extend(row.parent);
+            out.extend(row.namespace);
+            out.extend(row.epoch.to_le_bytes());
+        }
+        let sum = checksum(self.segment, self.start, &out);
+        out.extend(sum);
+        out
     }
-    let sum = checksum(run.segment, run.start, &out);
-    out.extend(sum);
-    out
-}
 
-/// `None` for anything but a whole value of this place in this version.
-pub(super) fn decode_run(segment: u32, start: u64, value: &[u8]) -> Option<Run> {
-    let (body, sum) = value.split_last_chunk::<CHECKSUM>()?;
-    if checksum(segment, start, body) != *sum {
-        return None;
+    /// A value with its last bytes replaced by the checksum of those before.
+    pub fn resealed(segment: u32, start: u64, mut value: Vec<u8>) -> Vec<u8> {
+        value.truncate(value.len().saturating_sub(CHECKSUM));
+        value.extend(checksum(segment, start, &value));
+        value
     }
-    let (mut head, rows) = body.split_at_checked(HEAD)?;
-    if u32::from_le_bytes(take(&mut head)) != VERSION || !rows.len().is_multiple_of(ROW) {
-        return None;
+
+    /// `None` for anything but a whole value of this place in this version.
+    pub fn decode(segment: u32, start: u64, value: &[u8]) -> Option<Self> {
+        let (body, sum) = value.split_last_chunk::<CHECKSUM>()?;
+        if checksum(segment, start, body) != *sum {
+            return None;
+        }
+        let (mut head, rows) = body.split_at_checked(HEAD)?;
+        if u32::from_le_bytes(take(&mut head)) != VERSION || !rows.len().is_multiple_of(ROW) {
+            return None;
+        }
+        let sealed = u32::from_le_bytes(take(&mut head)) != 0;
+        let generation = u64::from_le_bytes(take(&mut head));
+        let end = u64::from_le_bytes(take(&mut head));
+        let rows = rows.chunks_exact(ROW).map(|mut bytes| Row {
+            offset: u64::from_le_bytes(take(&mut bytes)),
+            length: u64::from_le_bytes(take(&mut bytes)),
+            sequence: take(&mut bytes),
+            shard: u32::from_le_bytes(take(&mut bytes)),
+            position: u32::from_le_bytes(take(&mut bytes)),
+            parent: take(&mut bytes),
+            namespace: take(&mut bytes),
+            epoch: u64::from_le_bytes(take(&mut bytes)),
+        });
+        Some(Self { segment, generation, start, end, sealed, rows: rows.collect() })
     }
-    let sealed = u32::from_le_bytes(take(&mut head)) != 0;
-    let generation = u64::from_le_bytes(take(&mut head));
-    let end = u64::from_le_bytes(take(&mut head));
-    let rows = rows.chunks_exact(ROW).map(|mut bytes| Row {
-        offset: u64::from_le_bytes(take(&mut bytes)),
-        length: u64::from_le_bytes(take(&mut bytes)),
-        sequence: take(&mut bytes),
-        shard: u32::from_le_bytes(take(&mut bytes)),
-        position: u32::from_le_bytes(take(&mut bytes)),
-        parent: take(&mut bytes),
-        namespace: take(&mut bytes),
-        epoch: u64::from_le_bytes(take(&mut bytes)),
-    });
-    Some(Run { segment, generation, start, end, sealed, rows: rows.collect() })
 }
 
 /// The place is part of it: a value under another key is refused.

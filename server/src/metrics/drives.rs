@@ -50,6 +50,9 @@ const fn counter(
 /// Also in bytes where the name says so: a unit would add its name a second time.
 const METRICS: &[DriveMetric] = &[
     gauge("drive_writable", "1, or 0 once a write or a sync went wrong", |d| d.writable.into()),
+    gauge("drive_withdrawn", "1 while it hangs or its reads fail, and it is asked nothing", |d| {
+        d.withdrawn.is_some().into()
+    }),
     gauge("drive_uring", "1 where io_uring drives it, 0 where the thread pool does", |d| {
         d.io_engine.starts_with("uring").into()
     }),

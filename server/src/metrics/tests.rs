@@ -23,6 +23,7 @@ fn drive(read_bytes: u64) -> DriveStats {
     DriveStats {
         io_engine: "uring",
         writable: true,
+        withdrawn: None,
         capacity_bytes: 1 << 30,
         segment_bytes: 1 << 26,
         segments: 16,

@@ -1,11 +1,11 @@
 //! A store that is open and locked, and does not serve yet: the time of recovery.
 
 use super::{
-    Arc, Arena, Command, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
-    GroupEvent, JoinHandle, Limits, Mapping, Mutex, NewStore, OpenError, Path, PathBuf, QUEUE,
-    RECORDS_START, SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem,
-    SegmentSetup, SegmentState, SegmentStatus, Setup, Shared, SyncSender, Waker, Worker,
-    adopt_memory, files, recover, start_thread, sync_channel,
+    Arc, Arena, Command, Counters, Directory, Drive, DriveConfig, Duration, Engine, Entry, File,
+    Generation, GroupEvent, Instant, JoinHandle, Limits, Mapping, Mutex, NewStore, OpenError, Path,
+    PathBuf, QUEUE, RECORDS_START, SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId,
+    SegmentProblem, SegmentSetup, SegmentState, SegmentStatus, Setup, Shared, SyncSender, Waker,
+    Worker, adopt_memory, files, recover, start_thread, sync_channel,
 };
 use super::{Durability, IoEngine};
 use crate::check::{ReadError, Wanted};
@@ -56,11 +56,14 @@ struct Parts {
     superblock: Superblock,
     segment_count: u32,
     path: PathBuf,
+    begun: Instant,
+    hang_patience: Duration,
 }
 
 impl Parts {
     fn drive(self, waker: Waker, io_engine: &'static str, thread: Option<JoinHandle<()>>) -> Drive {
-        let Self { commands, counters, segments, superblock, segment_count, path } = self;
+        let Self { commands, counters, segments, superblock, segment_count, path, .. } = self;
+        let (begun, hang_patience) = (self.begun, self.hang_patience);
         let shared = Shared {
             commands,
             waker,
@@ -72,6 +75,8 @@ impl Parts {
             segment_bytes: superblock.segment_bytes,
             segment_count,
             path,
+            begun,
+            hang_patience,
         };
         Drive { shared: Arc::new(shared) }
     }
@@ -283,7 +288,11 @@ impl<M: Medium> Opening<M> {
     /// Looks a segment through for damage that a scan passes over.
     pub fn examine(&self, segment: SegmentId) -> Result<Examined, ScanError> {
         let mut examined = recover::examine(&self.segment(segment))?;
-        if self.problems.contains(&SegmentProblem::DamagedHead { id: segment }) {
+        // A problem of the whole segment says so already.
+        let whole = |problem: &SegmentProblem| {
+            problem.segment() == segment && !matches!(problem, SegmentProblem::Truncated { .. })
+        };
+        if self.problems.iter().any(whole) {
             examined.damage.retain(|damage| !matches!(damage, Damage::Head { .. }));
         }
         Ok(examined)
@@ -328,6 +337,7 @@ impl<M: Medium> Opening<M> {
         on_group: Box<dyn FnMut(GroupEvent) + Send>,
     ) -> (Parts, Worker, Vec<M>) {
         let counters = Arc::new(Counters::default());
+        let (begun, hang_patience) = (Instant::now(), self.limits.hang_patience);
         let engine = Engine::new(Setup {
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
@@ -340,11 +350,27 @@ impl<M: Medium> Opening<M> {
         });
         let segments = Arc::new(Mutex::new(engine.segments()));
         let (commands, receiver) = sync_channel(QUEUE);
-        let worker =
-            Worker { engine, commands: receiver, segments: Arc::clone(&segments), stopping: false };
+        let worker = Worker {
+            engine,
+            commands: receiver,
+            segments: Arc::clone(&segments),
+            counters: Arc::clone(&counters),
+            begun,
+            stopping: false,
+        };
         let segment_count = self.segment_count();
         let Self { superblock, path, media, .. } = self;
-        (Parts { commands, counters, segments, superblock, segment_count, path }, worker, media)
+        let parts = Parts {
+            commands,
+            counters,
+            segments,
+            superblock,
+            segment_count,
+            path,
+            begun,
+            hang_patience,
+        };
+        (parts, worker, media)
     }
 
     fn setups(&self, known: Vec<KnownSegment>) -> Vec<SegmentSetup> {

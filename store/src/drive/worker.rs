@@ -2,7 +2,8 @@
 //! lets its own time pass.
 
 use super::{
-    Arc, Command, Device, Engine, Mutex, Receiver, SegmentStatus, TryRecvError, Waker, locked,
+    Arc, Command, Counters, Device, Engine, Mutex, Receiver, SegmentStatus, TryRecvError, Waker,
+    locked,
 };
 use crate::device::Completion;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ pub struct Worker {
     pub(super) engine: Engine,
     pub(super) commands: Receiver<Command>,
     pub(super) segments: Arc<Mutex<Vec<SegmentStatus>>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) begun: Instant,
     pub(super) stopping: bool,
 }
 
@@ -91,6 +94,15 @@ impl Worker {
         while let Some((op, operation)) = self.engine.next_operation() {
             device.start(op, operation);
         }
+        // Before the device is told to begin: one that hangs may not come back from that.
+        self.tell_oldest();
+    }
+
+    fn tell_oldest(&self) {
+        let since = |at: Instant| at.saturating_duration_since(self.begun).as_millis();
+        let since = self.engine.oldest_operation().map(since);
+        let told = since.map_or(0, |since| u64::try_from(since).unwrap_or(u64::MAX - 1) + 1);
+        self.counters.oldest_operation_ms.set(told);
     }
 
     /// Whether the drive should stop.

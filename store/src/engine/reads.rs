@@ -226,6 +226,7 @@ impl Reads {
         match result {
             Ok(()) => {
                 self.counters.read_bytes.add(bytes);
+                self.counters.read_errors_in_row.set(0);
                 if !active.answered
                     && let Err(error) = active.check(part)
                 {
@@ -236,6 +237,7 @@ impl Reads {
             Err(Errno::NODATA) => active.answer(Err(ReadError::Truncated)),
             Err(errno) => {
                 self.counters.read_errors.add(1);
+                self.counters.read_errors_in_row.add(1);
                 active.answer(Err(ReadError::Io(errno)));
             }
         }
@@ -243,6 +245,29 @@ impl Reads {
             active.answer(Ok(()));
         }
         self.leave(part.record);
+    }
+
+    /// When a part that waits will be late: behind a device that hangs nothing else would tell.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let part = self.queue.front()?;
+        self.active[part.record].as_ref().and_then(|active| active.request.deadline)
+    }
+
+    /// Answers what waits and is late, so that its frames are free again.
+    pub(super) fn let_late_go(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        for part in std::mem::take(&mut self.queue) {
+            let active = self.active[part.record].as_mut().expect("a queued part has its record");
+            if active.request.deadline.is_none_or(|deadline| deadline > now) {
+                self.queue.push_back(part);
+                continue;
+            }
+            active.answer(Err(ReadError::Deadline));
+            self.queued_bytes -= self.range(part).1;
+            self.leave(part.record);
+        }
     }
 
     /// What waits is answered; what is in flight runs out.

@@ -54,6 +54,8 @@ struct Drive {
 struct Io {
     engine: String,
     writable: bool,
+    /// Why it is asked for nothing; empty while it serves.
+    withdrawn: String,
     read_bytes: u64,
     written_bytes: u64,
     moved_bytes: u64,
@@ -199,6 +201,7 @@ impl Drive {
             io: Some(Io {
                 engine: drive.io_engine,
                 writable: drive.writable,
+                withdrawn: drive.withdrawn,
                 read_bytes: drive.read_bytes,
                 written_bytes: drive.written_bytes,
                 moved_bytes: drive.moved_bytes,
@@ -223,6 +226,9 @@ impl Drive {
         let Some(io) = &self.io else { return Ok(()) };
         let writable = if io.writable { "" } else { ", writes stopped: see its log" };
         writeln!(out, "  engine        {}{writable}", io.engine)?;
+        if !io.withdrawn.is_empty() {
+            writeln!(out, "  WITHDRAWN     {}; its blocks are misses", io.withdrawn)?;
+        }
         let (read, written, moved) =
             (size(io.read_bytes), size(io.written_bytes), size(io.moved_bytes));
         writeln!(out, "  since start   {read} read, {written} written, {moved} of it moved")?;

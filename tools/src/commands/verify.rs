@@ -44,7 +44,7 @@ pub struct Args {
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+pub struct Report {
     blocks: u64,
     bytes: u64,
     /// Of all kinds: blocks and parts of segments.
@@ -68,21 +68,9 @@ struct Damaged {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let begin = Instant::now();
     let bar = if args.json { ProgressBar::hidden() } else { bar() };
-    let target = args.target.open()?;
-    let mut report = match target {
-        Target::Running(mut sidecar) => {
-            let rate = args.rate.map_or(0, |rate| rate.0);
-            running::verify(&mut sidecar, rate, &bar)?
-        }
-        Target::Stopped(_) if args.rate.is_some() => {
-            bail!("--rate is for a running sidecar: nobody waits for a stopped store");
-        }
-        Target::Stopped(drives) => stopped::verify(drives, &args.target, args.repair, &bar)?,
-    };
+    let report = verify(&args.target, args.repair, args.rate, &bar)?;
     bar.finish_and_clear();
-    report.seconds = begin.elapsed().as_secs_f64();
     let mut out = io::stdout().lock();
     let shown = if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)
@@ -90,11 +78,32 @@ pub fn run(args: &Args) -> Result<()> {
         report.print(&mut out)
     };
     super::printed(shown.map_err(Into::into))?;
-    match report.damaged - report.repaired {
+    match report.left() {
         0 => Ok(()),
         _ if args.repair => bail!("damage is left that could not be repaired"),
         left => bail!("{left} damaged: `refrain verify --repair` withdraws them"),
     }
+}
+
+/// Reads and checks everything that is stored at `target`; `rate` is for a running sidecar.
+pub fn verify(
+    target: &TargetArgs,
+    repair: bool,
+    rate: Option<bytesize::ByteSize>,
+    bar: &ProgressBar,
+) -> Result<Report> {
+    let begin = Instant::now();
+    let mut report = match target.open()? {
+        Target::Running(mut sidecar) => {
+            running::verify(&mut sidecar, rate.map_or(0, |rate| rate.0), bar)?
+        }
+        Target::Stopped(_) if rate.is_some() => {
+            bail!("--rate is for a running sidecar: nobody waits for a stopped store");
+        }
+        Target::Stopped(drives) => stopped::verify(drives, target, repair, bar)?,
+    };
+    report.seconds = begin.elapsed().as_secs_f64();
+    Ok(report)
 }
 
 fn bar() -> ProgressBar {
@@ -105,6 +114,16 @@ fn bar() -> ProgressBar {
 }
 
 impl Report {
+    /// Damage that was found, of all kinds.
+    pub fn damaged(&self) -> u64 {
+        self.damaged
+    }
+
+    /// Damage that is there still.
+    pub fn left(&self) -> u64 {
+        self.damaged - self.repaired
+    }
+
     fn count(&mut self, kind: &'static str, number: u64) {
         self.damaged += number;
         *self.damaged_by_kind.entry(kind).or_default() += number;

@@ -135,6 +135,23 @@ fn swapped_segments_are_put_back() {
 }
 
 #[test]
+fn a_head_that_was_written_to_another_segment_costs_nothing() {
+    let store = Store::new();
+    let heads = [0, 1].map(|segment| store.page(segment, 4096));
+    store.write(0, 0, &heads[1]);
+    store.write(1, 0, &heads[0]);
+    let report = store.verify().json();
+    assert_eq!(
+        (&report["damaged_by_kind"]["head"], &report["blocks"]),
+        (&2.into(), &BLOCKS.into())
+    );
+    // Neither file is in a wrong place: to exchange them would never end.
+    assert_eq!(store.repair().code, 0);
+    let report = store.verify().json();
+    assert_eq!((&report["damaged"], &report["blocks"]), (&0.into(), &BLOCKS.into()));
+}
+
+#[test]
 fn a_segment_of_another_store_is_emptied() {
     let (store, other) = (Store::new(), Store::new());
     std::fs::copy(other.file(0), store.file(0)).unwrap();

@@ -144,6 +144,18 @@ impl Store {
         opening.scan(SegmentId(segment), 0).unwrap().end
     }
 
+    /// One page of a segment.
+    pub(crate) fn page(&self, segment: u32, offset: u64) -> [u8; 4096] {
+        let mut page = [0; 4096];
+        File::open(self.file(segment)).unwrap().read_exact_at(&mut page, offset).unwrap();
+        page
+    }
+
+    pub(crate) fn write(&self, segment: u32, offset: u64, bytes: &[u8]) {
+        let file = File::options().write(true).open(self.file(segment)).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+    }
+
     pub(crate) fn flip(&self, segment: u32, offset: u64) {
         let file = File::options().read(true).write(true).open(self.file(segment)).unwrap();
         let mut byte = [0];

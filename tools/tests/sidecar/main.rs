@@ -6,6 +6,10 @@
 //! than to run it.
 #![expect(clippy::unwrap_used, reason = "a claim that meets an error has failed")]
 
+#[path = "../fixture/mod.rs"]
+#[expect(dead_code, reason = "the loops of faults use more of it")]
+mod fixture;
+
 mod back_pressure;
 mod catalogue;
 mod damage;
@@ -13,7 +17,6 @@ mod drain;
 mod epochs;
 mod events;
 mod explain;
-mod fixture;
 mod forecast;
 mod leases;
 mod paged;

@@ -417,6 +417,9 @@ pub struct DriveStats {
     /// Of the live ones.
     #[prost(uint64, tag = "17")]
     pub pinned_bytes: u64,
+    /// Why it is asked for nothing now; empty while it serves.
+    #[prost(string, tag = "18")]
+    pub withdrawn: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatsResponse {

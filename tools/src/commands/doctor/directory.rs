@@ -1,8 +1,10 @@
 //! What a sidecar asks of a drive.
 
 use super::Check;
+use crate::admin::Admin;
 use crate::rows::size;
 use crate::target::address_in;
+use refrain_client::v1::DriveStats;
 use refrain_store::directory::{Directory, DirectoryError};
 use refrain_store::drive::IoEngine;
 use refrain_store::files;
@@ -52,6 +54,13 @@ pub(super) fn check(path: &Path) -> Vec<Check> {
     let (store, held) = if exists { store(path) } else { (None, None) };
     checks.extend(held);
     let in_use = matches!(store, Some(Err(())));
+    if in_use {
+        checks.extend(served(path));
+        // A drive that hangs would hang whoever looks at it.
+        if checks.iter().any(|check| check.state == super::State::Wrong) {
+            return checks;
+        }
+    }
     let direct = direct(&place);
     let works = direct.state != super::State::Wrong;
     checks.push(direct);
@@ -135,6 +144,33 @@ fn store(path: &Path) -> (Option<Result<Directory, ()>>, Option<Check>) {
             (None, Some(Check::wrong(NAME, found, advice)))
         }
     }
+}
+
+/// What the sidecar that holds the store says of the drive.
+fn served(path: &Path) -> Option<Check> {
+    const NAME: &str = "service";
+    let address = address_in(path, "a sidecar").ok()?;
+    let stats = Admin::connect(&address).and_then(|mut sidecar| sidecar.stats()).ok()?;
+    let path = path.canonicalize().ok()?;
+    let is_this =
+        |drive: &DriveStats| Path::new(&drive.path).canonicalize().is_ok_and(|at| at == path);
+    let drive = stats.drives.into_iter().find(is_this)?;
+    let check = if !drive.withdrawn.is_empty() {
+        Check::wrong(
+            NAME,
+            format!("withdrawn, it {}", drive.withdrawn),
+            "see the kernel's log for the drive; it is back as soon as it answers",
+        )
+    } else if drive.writable {
+        Check::ok(NAME, "reads and writes")
+    } else {
+        Check::wrong(
+            NAME,
+            "a write or sync failed: it takes no more",
+            "see the kernel's log for the drive, then start the sidecar again",
+        )
+    };
+    Some(check)
 }
 
 /// Whether files can be made here, and read past the page cache.

@@ -1,0 +1,292 @@
+//! Every decoder of bytes from a disk, a socket, a memfd or a file of somebody else: whatever it is
+//! given, it answers; and what it takes, it gives back as it was.
+//!
+//! Each begins with a committed corpus and changes it. Half of the time checksums are made right
+//! again, so that what lies behind them is reached too.
+#![expect(clippy::needless_pass_by_value, reason = "all targets are called alike")]
+
+use crate::mutate::mutate;
+use crate::progress::on_every_core;
+use refrain::trace;
+use refrain_index::catalog::Run;
+use refrain_proto::session;
+use refrain_server::config::Config;
+use refrain_store::format::{RecordHeader, checksum};
+use refrain_store::geometry::SegmentId;
+use refrain_store::segment::{
+    HeadPage, SegmentHead, Trailer, decode_footer, encode_footer, footer_length,
+};
+use refrain_store::superblock::Superblock;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+const PAGE: usize = 4096;
+const STORE: [u8; 16] = [3; 16];
+
+struct Target {
+    name: &'static str,
+    corpus: &'static [&'static [u8]],
+    /// Whether the bytes were taken.
+    decode: fn(Vec<u8>, &mut fastrand::Rng) -> bool,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        name: "record header",
+        corpus: &[include_bytes!("corpus/header-1"), include_bytes!("corpus/header-128")],
+        decode: header,
+    },
+    Target { name: "segment head", corpus: &[include_bytes!("corpus/head")], decode: head },
+    Target { name: "trailer", corpus: &[include_bytes!("corpus/trailer")], decode: trailer },
+    Target { name: "footer", corpus: &[include_bytes!("corpus/footer")], decode: footer },
+    Target {
+        name: "superblock",
+        corpus: &[include_bytes!("corpus/superblock")],
+        decode: superblock,
+    },
+    Target {
+        name: "catalogue value",
+        corpus: &[include_bytes!("corpus/run")],
+        decode: run_of_records,
+    },
+    Target { name: "hello", corpus: &[include_bytes!("corpus/hello")], decode: hello },
+    Target { name: "welcome", corpus: &[include_bytes!("corpus/welcome")], decode: welcome },
+    Target {
+        name: "trace",
+        corpus: &[include_bytes!("corpus/ids.jsonl"), include_bytes!("corpus/runs.jsonl")],
+        decode: trace_lines,
+    },
+    Target {
+        name: "config",
+        corpus: &[include_bytes!("../../../docs/refrain.toml")],
+        decode: config,
+    },
+];
+
+pub(crate) fn run(count: u64, seed: u64) -> String {
+    let taken = on_every_core(seed, |core, cores, mut random, rounds| {
+        let mut taken = vec![0u64; TARGETS.len()];
+        for round in (core as u64..count).step_by(cores) {
+            let index = usize::try_from(round).unwrap() % TARGETS.len();
+            let target = &TARGETS[index];
+            let seed = random.u64(..);
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut bytes = random.choice(target.corpus).unwrap().to_vec();
+            if round >= TARGETS.len() as u64 {
+                mutate(&mut bytes, &mut random, 64 << 10);
+            }
+            let decode = std::panic::AssertUnwindSafe(|| (target.decode)(bytes, &mut random));
+            let decoded = std::panic::catch_unwind(decode);
+            let was_taken = decoded.unwrap_or_else(|panic| {
+                eprintln!("{}, round {seed:#x}", target.name);
+                std::panic::resume_unwind(panic)
+            });
+            assert!(
+                was_taken || round >= TARGETS.len() as u64,
+                "{} refuses its corpus",
+                target.name
+            );
+            taken[index] += u64::from(was_taken);
+            if round % 512 == 0 {
+                rounds.send(()).unwrap();
+            }
+        }
+        taken
+    });
+    let each = TARGETS.iter().enumerate().map(|(index, target)| {
+        let taken: u64 = taken.iter().map(|of_core| of_core[index]).sum();
+        format!("{} {taken}", target.name)
+    });
+    format!("{count} inputs; taken: {}", each.collect::<Vec<_>>().join(", "))
+}
+
+/// Whole pages of these bytes, the checksum at the end of each made right, mostly.
+fn pages(mut bytes: Vec<u8>, random: &mut fastrand::Rng) -> Vec<u8> {
+    bytes.resize(bytes.len().max(1).next_multiple_of(PAGE), 0);
+    if random.u8(..4) > 0 {
+        for page in bytes.chunks_exact_mut(PAGE) {
+            let sum = checksum(&page[..PAGE - 8]);
+            page[PAGE - 8..].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn header(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let bytes = pages(bytes, random);
+    let Ok(header) = RecordHeader::decode(bytes.first_chunk().unwrap()) else { return false };
+    assert!(header.stored_length() >= header.payload_length);
+    let again = RecordHeader::decode(&header.encode().unwrap()).unwrap();
+    assert_eq!(again, header);
+    true
+}
+
+fn head(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let bytes = pages(bytes, random);
+    let HeadPage::Head(head) = SegmentHead::decode(bytes.first_chunk().unwrap(), STORE) else {
+        return false;
+    };
+    assert_eq!(SegmentHead::decode(&head.encode(STORE), STORE), HeadPage::Head(head));
+    true
+}
+
+fn trailer(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let bytes = pages(bytes, random);
+    let page = bytes.first_chunk().unwrap();
+    let Some(trailer) = Trailer::decode(page, STORE) else { return false };
+    assert!(!Trailer::is_damaged(page));
+    assert_eq!(Trailer::decode(&trailer.encode(STORE), STORE), Some(trailer));
+    true
+}
+
+fn footer(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let entries = decode_footer(&bytes, random.usize(..600));
+    for entry in &entries {
+        // Whatever it says, it is a number.
+        let _ = entry.stored_length();
+    }
+    let mut again = vec![0; usize::try_from(footer_length(entries.len())).unwrap()];
+    encode_footer(&entries, &mut again);
+    assert_eq!(decode_footer(&again, entries.len()), entries);
+    !entries.is_empty() || bytes.len() < 144
+}
+
+fn superblock(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let bytes = if random.bool() { bytes } else { pages(bytes, random) };
+    let Ok(superblock) = Superblock::decode(&bytes) else { return false };
+    assert!(superblock.segment_bytes > 0 && superblock.capacity_bytes >= superblock.segment_bytes);
+    assert_eq!(Superblock::decode(&superblock.encode()[..]), Ok(superblock));
+    true
+}
+
+fn run_of_records(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let (segment, start) = (7, 8192);
+    let bytes = if random.bool() { bytes } else { Run::resealed(segment, start, bytes) };
+    let Some(run) = Run::decode(segment, start, &bytes) else { return false };
+    assert_eq!(Run::decode(segment, start, &run.encode()), Some(run));
+    true
+}
+
+/// A connection that `bytes` came over.
+fn connection(bytes: &[u8]) -> UnixStream {
+    let (one, other) = UnixStream::pair().unwrap();
+    std::io::Write::write_all(&mut &one, bytes).unwrap();
+    other
+}
+
+fn hello(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    // It brings no descriptor: so it is refused for that, once all else is right.
+    let received = session::receive_hello(&connection(&bytes));
+    matches!(received, Err(session::HandshakeError::Descriptors { found: 0 }))
+}
+
+fn welcome(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    let received = session::receive_welcome(&connection(&bytes));
+    matches!(received, Err(session::HandshakeError::Descriptors { found: 0 }))
+}
+
+fn trace_lines(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {
+    let block_tokens = random.u64(1..2000);
+    let taken = trace::parse(&bytes[..], block_tokens).take(1000).filter_map(Result::ok);
+    for request in taken {
+        assert!(request.blocks.len() as u64 <= request.input_tokens / block_tokens);
+    }
+    true
+}
+
+fn config(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    let text = String::from_utf8_lossy(&bytes);
+    // A refusal says where.
+    Config::parse(&text, Path::new("mutated.toml"))
+        .inspect_err(|error| assert!(!error.to_string().is_empty()))
+        .is_ok()
+}
+
+/// Writes the binary corpora, from what today's encoders make.
+#[expect(clippy::too_many_lines, reason = "one value of each kind")]
+pub(crate) fn write_corpora(directory: &Path) {
+    use refrain_store::format::Stripe;
+    use refrain_store::geometry::{Generation, RecordAddress};
+    let record = |stripes: u64| RecordHeader {
+        store_id: STORE,
+        address: RecordAddress { segment: SegmentId(7), generation: Generation(2), offset: 8192 },
+        key_scheme: 1,
+        sequence_hash: [1; 32],
+        shard: 0,
+        parent: [2; 32],
+        namespace: [4; 32],
+        epoch: 5,
+        position: 6,
+        payload_length: (stripes - 1) * 8192 + 5000,
+        withdrawn: false,
+        stripes: (0..stripes)
+            .map(|index| Stripe { offset: index * 8192, length: 5000, checksum: index })
+            .collect(),
+    };
+    let entry = |offset: u64| refrain_store::segment::Entry {
+        offset,
+        payload_length: 5000,
+        sequence_hash: [1; 32],
+        shard: 0,
+        position: 6,
+        parent: [2; 32],
+        namespace: [4; 32],
+        epoch: 5,
+        key_scheme: 1,
+        header_checksum: 9,
+    };
+    let entries: Vec<_> = (1..6).map(|index| entry(index * 12_288)).collect();
+    let mut footer = vec![0; usize::try_from(footer_length(entries.len())).unwrap()];
+    encode_footer(&entries, &mut footer);
+    let id = SegmentId(7);
+    let head = SegmentHead { id, generation: Generation(2), birth: 9 };
+    let trailer = Trailer {
+        id,
+        generation: Generation(2),
+        footer_offset: 1 << 20,
+        entries: 5,
+        footer_checksum: 4,
+    };
+    let superblock = Superblock {
+        store_id: STORE,
+        segment_bytes: 1 << 26,
+        capacity_bytes: 1 << 30,
+        sequence: 1,
+    };
+    let row = refrain_index::catalog::Row {
+        offset: 8192,
+        length: 5000,
+        sequence: [1; 32],
+        shard: 0,
+        position: 6,
+        parent: [2; 32],
+        namespace: [4; 32],
+        epoch: 5,
+    };
+    let run = Run {
+        segment: 7,
+        generation: 2,
+        start: 8192,
+        end: 32_768,
+        sealed: true,
+        rows: vec![row; 2],
+    };
+    let mut hello = [0; 64];
+    hello[..8].copy_from_slice(b"REFRAINH");
+    hello[8] = 1;
+    hello[18] = 1;
+    let mut welcome = [0; 64];
+    welcome[..8].copy_from_slice(b"REFRAINW");
+    welcome[8] = 1;
+    let both = [&superblock.encode()[..], &superblock.encode()[..]].concat();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).unwrap();
+    write("header-1", &record(1).encode().unwrap()[..]);
+    write("header-128", &record(128).encode().unwrap()[..]);
+    write("head", &head.encode(STORE)[..]);
+    write("trailer", &trailer.encode(STORE)[..]);
+    write("footer", &footer);
+    write("superblock", &both);
+    write("run", &run.encode());
+    write("hello", &hello);
+    write("welcome", &welcome);
+}
