@@ -1,7 +1,7 @@
 //! Loads: leased blocks into frames, announced as they arrive and are checked.
 //!
 //! A [`Load`] is one caller's view: which stripes have come, and where the prefix breaks off. A
-//! [`BlockRead`] is one block on its way from a drive, shared by all loads that want it. Whoever
+//! `BlockRead` is one block on its way from a drive, shared by all loads that want it. Whoever
 //! goes away, the read runs out, and the block stays in the host tier.
 
 use crate::clock::Clock;
