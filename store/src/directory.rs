@@ -59,7 +59,18 @@ pub struct Directory {
     handle: OwnedFd,
     access: Access,
     /// Held for its lock. Only a store that nobody has ever opened for writing has none.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
+}
+
+/// The file that holds the lock. It is given back in so many words, as closing the file is not always the
+/// end of it: a child that another thread forks has it too, until it runs a program.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
@@ -134,7 +145,7 @@ impl Directory {
     }
 }
 
-fn lock(path: &Path, handle: &OwnedFd, access: Access) -> Result<Option<File>, DirectoryError> {
+fn lock(path: &Path, handle: &OwnedFd, access: Access) -> Result<Option<Lock>, DirectoryError> {
     let name = path.join("lock");
     let open = |source: Errno| DirectoryError::Open { path: name.clone(), source: source.into() };
     let (flags, operation) = match access {
@@ -149,7 +160,7 @@ fn lock(path: &Path, handle: &OwnedFd, access: Access) -> Result<Option<File>, D
         Err(errno) => return Err(open(errno)),
     };
     match fs::flock(&file, operation) {
-        Ok(()) if access == Access::ReadOnly => return Ok(Some(file)),
+        Ok(()) if access == Access::ReadOnly => return Ok(Some(Lock(file))),
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             return Err(DirectoryError::InUse { path: path.into(), holder: holder(&mut file) });
@@ -160,7 +171,7 @@ fn lock(path: &Path, handle: &OwnedFd, access: Access) -> Result<Option<File>, D
     file.set_len(0).map_err(write)?;
     file.rewind().map_err(write)?;
     write!(file, "process {}", std::process::id()).map_err(write)?;
-    Ok(Some(file))
+    Ok(Some(Lock(file)))
 }
 
 /// Who holds the lock, as far as its text still tells: it is empty in the moment between another's
