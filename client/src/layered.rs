@@ -15,6 +15,7 @@ use refrain_gpu_transfer::copier::{CopyError, CopySink, Fence, Stream, Transfer}
 use refrain_gpu_transfer::layout::Pages;
 use refrain_gpu_transfer::paged::{Batch, Direction};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -50,6 +51,8 @@ pub(crate) struct Target {
     pub(crate) cache: KvCache,
     pub(crate) arenas: Arc<Arenas>,
     pub(crate) pages: Pages,
+    /// When the load was asked for.
+    pub(crate) begun: Instant,
     pub(crate) limit: Duration,
     pub(crate) after: Option<Stream>,
 }
@@ -66,7 +69,7 @@ impl LayeredLoad {
         let progress = Progress { fences, usable, ..Progress::default() };
         let (sender, receiver) = watch::channel(progress);
         let runtime = lease.connection.runtime().clone();
-        let sink = Arc::new(Sink { progress: sender, _lease: lease });
+        let sink = Arc::new(Sink { progress: sender, lease, begun: target.begun });
         let copier = target.cache.copier();
         let deadline = Instant::now() + target.limit.min(LIMIT_MAX);
         let begun =
@@ -141,7 +144,8 @@ impl Drop for LayeredLoad {
 struct Sink {
     progress: watch::Sender<Progress>,
     /// Until nothing is copied any more, the frames must stay.
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
+    begun: Instant,
 }
 
 impl CopySink for Sink {
@@ -150,6 +154,11 @@ impl CopySink for Sink {
     }
 
     fn ended(&self, outcome: Result<(), CopyError>) {
+        // A load that counts has been timed when all was announced; to its worker it lasts longer.
+        if outcome.is_ok() && self.lease.load_us.load(Ordering::Relaxed) > 0 {
+            let load_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.lease.load_us.store(load_us, Ordering::Relaxed);
+        }
         self.progress.send_modify(|it| {
             it.copied = true;
             if let Err(error) = outcome {

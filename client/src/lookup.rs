@@ -15,7 +15,7 @@ use refrain_gpu_transfer::layout::Pages;
 use refrain_proto::v1;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The blocks of a prompt and those of them that are resident, leased; dropping it releases them.
 #[derive(Debug)]
@@ -126,8 +126,9 @@ impl Lookup {
     ) -> Result<LayeredLoad, ClientError> {
         let arenas = self.arenas(cache, &pages).await?;
         let limit = deadline.unwrap_or(self.lease.limit);
+        let begun = Instant::now();
         let load = self.load(first, pages.blocks(), Some(limit)).await?;
-        let target = Target { cache: cache.clone(), arenas, pages, limit, after };
+        let target = Target { cache: cache.clone(), arenas, pages, begun, limit, after };
         LayeredLoad::start(load, Arc::clone(&self.lease), &self.layout, target)
     }
 

@@ -4,7 +4,8 @@
 
 use crate::v1::{MissReason, Namespace, Refusal};
 use crate::{
-    Absence, Client, ClientConfig, ClientError, Load, Lookup, Prompt, Ready, Registration, Saved,
+    Absence, Client, ClientConfig, ClientError, KvCache, LayeredLoad, Load, Lookup, Prompt, Ready,
+    Registration, Saved,
 };
 use fake::{Fake, PAYLOAD_BYTES, SLOT_BYTES, STRIPES, Seen};
 use std::sync::atomic::Ordering;
@@ -72,6 +73,8 @@ fn all_of_a_client_may_be_shared_between_threads() {
     check::<Registration>();
     check::<Lookup>();
     check::<Load>();
+    check::<KvCache>();
+    check::<LayeredLoad>();
 }
 
 #[tokio::test]
