@@ -8,7 +8,7 @@ VENV ?= python/.venv
 WHEELS := $(abspath $(CARGO_TARGET_DIR))/wheels
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo test python bench-smoke setup
+.PHONY: demo test simulate python bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -20,6 +20,10 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 
 test: setup ## run every test of the Rust crates
 	cargo test --release --locked --workspace
+
+SECONDS ?= 120
+simulate: setup ## run a node over simulated drives from new seeds, for SECONDS
+	cargo run --release --locked -p refrain-simulation -- --seconds $(SECONDS)
 
 python: setup $(VENV)/installed ## build the wheel of the Python package, install it beside its tools, run its tests
 	cargo build --release --locked -p refrain

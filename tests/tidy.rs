@@ -26,6 +26,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "refrain-store",
         ],
     ),
+    // Simulates a node: what is above the drives, and what is below.
+    ("refrain-simulation", &["refrain-index", "refrain-server", "refrain-store"]),
     ("refrain-python", &["refrain-client"]),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];

@@ -4,13 +4,14 @@
 //! there. A row is a run of records, as a drive promises them, not a block: a million blocks are a
 //! few thousand values, read in one scan.
 
+use crate::catalog::rocks::Rocks;
 use crate::catalog::run::{decode_run, encode_run};
-use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+mod rocks;
 mod run;
 
 pub use run::{Row, Run};
@@ -59,6 +60,11 @@ pub struct SegmentRows {
 pub struct Withdrawn(HashSet<(u32, u64, u64)>);
 
 impl Withdrawn {
+    /// The record at `offset` no longer counts.
+    pub fn add(&mut self, segment: u32, generation: u64, offset: u64) {
+        self.0.insert((segment, generation, offset));
+    }
+
     /// Keeps those of a segment's rows that still count.
     pub fn leave_out(&self, segment: u32, generation: u64, rows: &mut Vec<Row>) {
         if !self.0.is_empty() {
@@ -67,19 +73,50 @@ impl Withdrawn {
     }
 }
 
+/// A part of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    /// All keys from the first on, before the second.
+    Remove {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+}
+
+/// Takes a key and its value.
+pub type Take<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), CatalogError> + 'a;
+
+/// What keeps the rows: pairs in the order of their keys. RocksDB, unless it is simulated.
+pub trait Pairs: Send {
+    /// All of a batch or nothing. After a power loss, those before some batch are left.
+    fn write(&self, batch: Vec<Change>) -> Result<(), CatalogError>;
+
+    /// Hands out the pairs of a range of keys, in order.
+    fn scan(&self, from: &[u8], to: &[u8], take: &mut Take<'_>) -> Result<(), CatalogError>;
+
+    /// Begins anew with nothing, whatever is wrong with what was there.
+    fn emptied(self: Box<Self>) -> Result<Box<dyn Pairs>, CatalogError>;
+
+    /// Writes out what is in memory, so that the next start replays no log.
+    fn flush(&self) -> Result<(), CatalogError>;
+}
+
 /// An open catalogue.
 pub struct Catalog {
-    db: DB,
-    path: PathBuf,
+    pairs: Box<dyn Pairs>,
 }
 
 impl std::fmt::Debug for Catalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Catalog").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Catalog").finish_non_exhaustive()
     }
 }
 
-const STORE: &[u8] = b"S";
+const STORE: u8 = b'S';
 const RUN: u8 = b'R';
 const WITHDRAWN: u8 = b'W';
 
@@ -87,48 +124,61 @@ impl Catalog {
     /// Opens the catalogue of store `store_id`, or makes it. One that is damaged, or another
     /// store's, is emptied.
     pub fn open(path: &Path, store_id: [u8; 16]) -> Result<(Self, OpenState), CatalogError> {
-        let there = path.join("CURRENT").exists();
-        let (db, state) = match DB::open(&options(), path) {
-            Ok(db) if !there => (db, OpenState::Fresh),
-            Ok(db) => match db.get(STORE) {
-                Ok(Some(found)) if found == store_id => {
-                    return Ok((Self { db, path: path.into() }, OpenState::Kept));
-                }
-                Ok(Some(_)) => (emptied(path, Some(db))?, OpenState::OtherStore),
-                Ok(None) | Err(_) => (emptied(path, Some(db))?, OpenState::Damaged),
-            },
-            Err(_) if path.exists() => (emptied(path, None)?, OpenState::Damaged),
-            Err(source) => return Err(CatalogError::Open { path: path.into(), source }),
+        let (rocks, state) = Rocks::open(path)?;
+        Self::over(Box::new(rocks), state, store_id)
+    }
+
+    /// As `open`, over whatever keeps the rows; `state` is what became of these by now.
+    pub fn over(
+        pairs: Box<dyn Pairs>,
+        state: OpenState,
+        store_id: [u8; 16],
+    ) -> Result<(Self, OpenState), CatalogError> {
+        let catalog = Self { pairs };
+        match state {
+            OpenState::Kept => {}
+            OpenState::Fresh | OpenState::Damaged | OpenState::OtherStore => {
+                return Ok((catalog.named(store_id)?, state));
+            }
+        }
+        let mut found = None;
+        let read = catalog.scan(STORE, |_, value| {
+            found = Some(value.to_vec());
+            Ok(())
+        });
+        let state = match (read, found) {
+            (Ok(()), Some(found)) if found == store_id => return Ok((catalog, OpenState::Kept)),
+            (Ok(()), Some(_)) => OpenState::OtherStore,
+            (Ok(()), None) | (Err(_), _) => OpenState::Damaged,
         };
-        db.put(STORE, store_id).map_err(CatalogError::Write)?;
-        Ok((Self { db, path: path.into() }, state))
+        Ok((catalog.emptied(store_id)?, state))
     }
 
     /// Throws everything away.
     pub fn emptied(self, store_id: [u8; 16]) -> Result<Self, CatalogError> {
-        let Self { db, path } = self;
-        let db = emptied(&path, Some(db))?;
-        db.put(STORE, store_id).map_err(CatalogError::Write)?;
-        Ok(Self { db, path })
+        Self { pairs: self.pairs.emptied()? }.named(store_id)
+    }
+
+    fn named(self, store_id: [u8; 16]) -> Result<Self, CatalogError> {
+        self.pairs.write(vec![put(vec![STORE], store_id.to_vec())])?;
+        Ok(self)
     }
 
     /// Adds a run of records. One batch; the log is written and not synced, as a lost tail costs a
     /// scan of what it described.
     pub fn commit(&self, run: &Run) -> Result<(), CatalogError> {
-        let mut batch = WriteBatch::default();
-        batch.put(place_key(RUN, run.segment, run.start), encode_run(run));
-        self.db.write(batch).map_err(CatalogError::Write)
+        self.pairs.write(vec![put(place_key(RUN, run.segment, run.start), encode_run(run))])
     }
 
     /// The record at `offset` no longer counts.
     pub fn withdraw(&self, segment: u32, generation: u64, offset: u64) -> Result<(), CatalogError> {
         let key = place_key(WITHDRAWN, segment, offset);
-        self.db.put(key, generation.to_le_bytes()).map_err(CatalogError::Write)
+        self.pairs.write(vec![put(key, generation.to_le_bytes().to_vec())])
     }
 
     /// Nothing of the segment counts any more.
     pub fn forget_segment(&self, segment: u32) -> Result<(), CatalogError> {
-        self.db.write(forgotten(segment)).map_err(CatalogError::Write)
+        self.pairs.write(forgotten(segment))
     }
 
     /// Nothing of the uses of a segment before `generation` counts any more, nor any run of this
@@ -142,9 +192,10 @@ impl Catalog {
         let mut batch = forgotten(segment);
         let of_this_use = |mark: &&(u32, u64, u64)| (mark.0, mark.1) == (segment, generation);
         for (_, generation, offset) in withdrawn.0.iter().filter(of_this_use) {
-            batch.put(place_key(WITHDRAWN, segment, *offset), generation.to_le_bytes());
+            let key = place_key(WITHDRAWN, segment, *offset);
+            batch.push(put(key, generation.to_le_bytes().to_vec()));
         }
-        self.db.write(batch).map_err(CatalogError::Write)
+        self.pairs.write(batch)
     }
 
     /// All that was withdrawn, whether or not a run with it has been added.
@@ -184,7 +235,7 @@ impl Catalog {
 
     /// Writes out what is in memory, so that the next start replays no log.
     pub fn close(self) -> Result<(), CatalogError> {
-        self.db.flush().map_err(CatalogError::Write)
+        self.pairs.flush()
     }
 
     /// All pairs of a kind, in order, the kind taken off the keys.
@@ -193,29 +244,24 @@ impl Catalog {
         kind: u8,
         mut take: impl FnMut(&[u8], &[u8]) -> Result<(), CatalogError>,
     ) -> Result<(), CatalogError> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_range([kind].to_vec()..[kind + 1].to_vec());
-        options.set_readahead_size(4 << 20);
-        options.fill_cache(false);
-        for pair in self.db.iterator_opt(IteratorMode::Start, options) {
-            let (key, value) = pair.map_err(CatalogError::Read)?;
-            take(&key[1..], &value)?;
-        }
-        Ok(())
+        self.pairs.scan(&[kind], &[kind + 1], &mut |key, value| take(&key[1..], value))
     }
 }
 
 /// Takes all rows of a segment away.
-fn forgotten(segment: u32) -> WriteBatch {
-    let mut batch = WriteBatch::default();
-    for kind in [RUN, WITHDRAWN] {
-        let from = place_key(kind, segment, 0);
-        match segment.checked_add(1) {
-            Some(next) => batch.delete_range(from, place_key(kind, next, 0)),
-            None => batch.delete_range(from, [kind + 1].to_vec()),
-        }
-    }
-    batch
+fn forgotten(segment: u32) -> Vec<Change> {
+    let of_kind = |kind| Change::Remove {
+        from: place_key(kind, segment, 0),
+        to: match segment.checked_add(1) {
+            Some(next) => place_key(kind, next, 0),
+            None => vec![kind + 1],
+        },
+    };
+    [RUN, WITHDRAWN].map(of_kind).into()
+}
+
+fn put(key: Vec<u8>, value: Vec<u8>) -> Change {
+    Change::Put { key, value }
 }
 
 /// Runs of one segment, in the order of their starts.
@@ -244,26 +290,6 @@ fn place_key(kind: u8, segment: u32, offset: u64) -> Vec<u8> {
 fn decode_place(key: &[u8]) -> Option<(u32, u64)> {
     let (segment, offset) = key.split_first_chunk()?;
     Some((u32::from_be_bytes(*segment), u64::from_be_bytes(offset.try_into().ok()?)))
-}
-
-fn emptied(path: &Path, open: Option<DB>) -> Result<DB, CatalogError> {
-    drop(open);
-    let remove = if path.is_dir() { std::fs::remove_dir_all } else { std::fs::remove_file };
-    remove(path).map_err(|source| CatalogError::Empty { path: path.into(), source })?;
-    DB::open(&options(), path).map_err(|source| CatalogError::Open { path: path.into(), source })
-}
-
-/// Few large values, written once, read at start.
-fn options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_write_buffer_size(16 << 20);
-    options.set_max_write_buffer_number(3);
-    options.set_max_background_jobs(2);
-    options.set_max_open_files(256);
-    options.set_keep_log_file_num(2);
-    options.set_log_level(rocksdb::LogLevel::Error);
-    options
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl CacheService {
             0 => self.0.config.load_deadline,
             given => Duration::from_millis(given.into()),
         };
-        Instant::now() + time
+        self.0.clock.now() + time
     }
 }
 
@@ -191,7 +191,7 @@ async fn announce(
     load: &Load,
     send: &mpsc::Sender<load_event::Event>,
 ) {
-    let begin = Instant::now();
+    let begin = node.clock.now();
     let payload_offsets = load.payload_offsets();
     if !payload_offsets.is_empty() {
         let placement = load_event::Placement { payload_offsets };
@@ -212,7 +212,7 @@ async fn announce(
         }
     }
     let ended = load.ended();
-    node.count_load(load, ended, begin.elapsed());
+    node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
     // Nobody is left to be told otherwise.
     let _ = send.send(load_event::Event::Done(done(ended))).await;
@@ -225,10 +225,10 @@ async fn send_chunks(
     load: &Load,
     send: &mpsc::Sender<read_chunk::Chunk>,
 ) {
-    let begin = Instant::now();
+    let begin = node.clock.now();
     while load.next().await.is_some() {}
     let ended = load.ended();
-    node.count_load(load, ended, begin.elapsed());
+    node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
     let loaded = usize::try_from(ended.loaded).expect("32 bits fit");
     for frame in &load.frames[..loaded] {

@@ -35,7 +35,7 @@ pub enum EpochsError {
 /// Why an epoch stays as it is.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) enum RaiseError {
+pub enum RaiseError {
     #[error(
         "namespace is in epoch {current}, which cannot become {asked}: blocks that were dropped would count again"
     )]

@@ -9,15 +9,15 @@ const BACKLOG: usize = 4096;
 
 /// Blocks of one namespace and shard that came, or went.
 #[derive(Clone, Debug)]
-pub(crate) struct Change {
-    pub(crate) sequence: u64,
+pub struct Change {
+    pub sequence: u64,
     pub(crate) namespace: NamespaceId,
-    pub(crate) kind: Kind,
-    pub(crate) keys: Vec<BlockKey>,
+    pub kind: Kind,
+    pub keys: Vec<BlockKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Stored,
     Removed,
 }

@@ -1,16 +1,16 @@
 //! Looking at blocks: one by its name, those of a segment, all of them against their checksums.
 
 use crate::node::Node;
-use crate::place::{BlockPlace, Group};
+use crate::place::{BlockPlace, DriveId, Group};
 use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_index::namespace::NamespaceDigest;
 use refrain_proto::v1;
 use refrain_store::check::{self, ReadError};
 use refrain_store::format::RecordHeader;
-use refrain_store::geometry::HEADER_SIZE;
+use refrain_store::geometry::{Generation, HEADER_SIZE, RecordAddress};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Blocks on their way while all are read.
@@ -20,7 +20,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A resident block as it stands.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockView {
+pub struct BlockView {
     key: BlockKey,
     place: BlockPlace,
     generation: u64,
@@ -31,6 +31,25 @@ pub(crate) struct BlockView {
 }
 
 impl BlockView {
+    pub fn key(&self) -> BlockKey {
+        self.key
+    }
+
+    pub fn namespace(&self) -> NamespaceDigest {
+        self.namespace
+    }
+
+    /// Where its record starts, on which drive.
+    pub fn address(&self) -> (DriveId, RecordAddress) {
+        let segment = self.place.group.segment();
+        let (generation, offset) = (Generation(self.generation), self.place.offset());
+        (self.place.group.drive(), RecordAddress { segment, generation, offset })
+    }
+
+    pub fn stored_length(&self) -> u64 {
+        self.place.stored_length()
+    }
+
     pub(crate) fn info(self) -> v1::BlockInfo {
         v1::BlockInfo {
             sequence_hash: self.key.sequence.0.to_vec(),
@@ -62,12 +81,12 @@ impl Node {
     }
 
     /// Up to `limit` of the resident blocks, in no particular order.
-    pub(crate) fn keys(&self, limit: usize) -> Vec<BlockKey> {
+    pub fn keys(&self, limit: usize) -> Vec<BlockKey> {
         self.state().chain.iter().take(limit).map(|(key, ..)| key).collect()
     }
 
     /// Those of `keys` that are resident still.
-    pub(crate) fn views(&self, keys: &[BlockKey]) -> Vec<BlockView> {
+    pub fn views(&self, keys: &[BlockKey]) -> Vec<BlockView> {
         let state = self.state();
         let view = |&key: &BlockKey| {
             let (place, touched) = (state.chain.get(key)?, state.chain.touched(key)?);
@@ -145,11 +164,12 @@ impl Node {
         let keys = self.keys(usize::MAX);
         let total = u64::try_from(keys.len()).expect("usize fits");
         let mut progress = v1::VerifyProgress { total_blocks: total, ..Default::default() };
-        let (begin, mut reported) = (Instant::now(), Instant::now());
+        let (begin, mut reported) = (self.clock.now(), self.clock.now());
         for some in keys.chunks(VERIFIED_AT_ONCE) {
             self.verify_some(some, &mut progress).await;
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
+            let now = self.clock.now();
+            if now - reported >= REPORT_INTERVAL {
+                reported = now;
                 let next = v1::VerifyProgress { withdrawn: Vec::new(), ..progress };
                 if send.send(std::mem::replace(&mut progress, next)).await.is_err() {
                     return;

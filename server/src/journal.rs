@@ -5,11 +5,11 @@
 
 use refrain_index::catalog::{Catalog, Row, Run};
 use refrain_store::engine::{Durability, GroupEvent};
-use refrain_store::geometry::{RecordAddress, SegmentId};
+use refrain_store::geometry::{Generation, RecordAddress, SegmentId};
 use refrain_store::segment::Entry;
 use std::collections::HashMap;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{oneshot, watch};
@@ -27,14 +27,14 @@ enum Note {
 
 /// One drive's journal.
 #[derive(Debug)]
-pub(crate) struct Journal {
+pub struct Journal {
     notes: Sender<Note>,
     promised: Arc<Promised>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Takes what a drive reports.
-pub(crate) type OnGroup = Box<dyn FnMut(GroupEvent) + Send>;
+pub type OnGroup = Box<dyn FnMut(GroupEvent) + Send>;
 
 /// How far each segment would survive a power loss.
 #[derive(Debug)]
@@ -44,9 +44,20 @@ struct Promised {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Extent {
-    UpTo { generation: u64, end: u64 },
-    Lost,
+struct Extent {
+    generation: u64,
+    /// All before it is.
+    end: u64,
+    /// Nothing more ever will be.
+    is_lost: bool,
+}
+
+/// Of a segment that a start found: what it holds is durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Recovered {
+    pub segment: SegmentId,
+    pub generation: Generation,
+    pub end: u64,
 }
 
 /// The run of a group, as the catalogue keeps it.
@@ -79,17 +90,37 @@ fn row_of(entry: &Entry) -> Row {
 
 impl Journal {
     /// Starts the thread; the second part is what the drive reports its groups to.
-    pub(crate) fn start(catalog: Catalog, durability: Durability) -> io::Result<(Self, OnGroup)> {
+    pub(crate) fn start(
+        catalog: Catalog,
+        recovered: &[Recovered],
+        durability: Durability,
+    ) -> io::Result<(Self, OnGroup)> {
+        let (journal, on_group, writer) = Self::detached(catalog, recovered, durability);
+        let thread = std::thread::Builder::new().name("refrain-journal".into());
+        *locked(&journal.thread) = Some(thread.spawn(move || writer.run())?);
+        Ok((journal, on_group))
+    }
+
+    /// As `start` has it, without its thread: whoever holds the writer is that thread.
+    pub fn detached(
+        catalog: Catalog,
+        recovered: &[Recovered],
+        durability: Durability,
+    ) -> (Self, OnGroup, Writer) {
         let (notes, received) = channel();
         let changed = watch::Sender::new(());
-        let promised = Arc::new(Promised { segments: Mutex::default(), changed });
-        let writer = Writer { catalog, promised: Arc::clone(&promised), durability };
-        let thread = std::thread::Builder::new().name("refrain-journal".into());
-        let thread = thread.spawn(move || writer.run(&received))?;
+        let extent = |found: &Recovered| {
+            let (generation, end) = (found.generation.0, found.end);
+            (found.segment, Extent { generation, end, is_lost: false })
+        };
+        let segments = Mutex::new(recovered.iter().map(extent).collect());
+        let promised = Arc::new(Promised { segments, changed });
+        let writer =
+            Writer { notes: received, catalog, promised: Arc::clone(&promised), durability };
         let groups = notes.clone();
         // Nobody listens once the journal has stopped, and nothing is written any more by then.
         let on_group = Box::new(move |event| drop(groups.send(Note::Group(event))));
-        Ok((Self { notes, promised, thread: Mutex::new(Some(thread)) }, on_group))
+        (Self { notes, promised, thread: Mutex::default() }, on_group, writer)
     }
 
     /// A record no longer counts.
@@ -114,17 +145,17 @@ impl Journal {
     pub(crate) async fn promised(&self, address: RecordAddress) -> bool {
         let mut changed = self.promised.changed.subscribe();
         loop {
-            match locked(&self.promised.segments).get(&address.segment) {
-                Some(Extent::Lost) => return false,
-                Some(Extent::UpTo { generation, end }) if *generation == address.generation.0 => {
-                    if *end > address.offset {
-                        return true;
-                    }
-                }
-                Some(Extent::UpTo { generation, .. }) if *generation > address.generation.0 => {
+            let extent = locked(&self.promised.segments).get(&address.segment).copied();
+            if let Some(Extent { generation, end, is_lost }) = extent {
+                if generation > address.generation.0 {
                     return false;
                 }
-                Some(Extent::UpTo { .. }) | None => {}
+                if generation == address.generation.0 && end > address.offset {
+                    return true;
+                }
+                if is_lost {
+                    return false;
+                }
             }
             if changed.changed().await.is_err() {
                 return false;
@@ -147,32 +178,54 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Writer {
+/// Writes what was noted.
+#[derive(Debug)]
+pub struct Writer {
+    notes: Receiver<Note>,
     catalog: Catalog,
     promised: Arc<Promised>,
     durability: Durability,
 }
 
 impl Writer {
-    fn run(self, notes: &Receiver<Note>) {
-        for note in notes {
-            let written = match note {
-                Note::Group(event) => self.group(event),
-                Note::Withdrawn(RecordAddress { segment, generation, offset }) => {
-                    self.catalog.withdraw(segment.0, generation.0, offset)
-                }
-                Note::Forgotten(segment) => self.catalog.forget_segment(segment.0),
-                Note::Reached(reached) => {
-                    // Whoever asked may have gone.
-                    let _ = reached.send(());
-                    Ok(())
-                }
-                Note::Stop => break,
-            };
-            if let Err(error) = written {
-                warn!(error = &error as &dyn std::error::Error, "catalogue not written");
-            }
+    fn run(self) {
+        while let Ok(note) = self.notes.recv()
+            && self.write(note)
+        {}
+        self.close();
+    }
+
+    /// Writes the next note; `false`: there is none.
+    pub fn write_next(&self) -> bool {
+        match self.notes.try_recv() {
+            Ok(note) => self.write(note),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => false,
         }
+    }
+
+    /// `false`: it was the last.
+    fn write(&self, note: Note) -> bool {
+        let written = match note {
+            Note::Group(event) => self.group(event),
+            Note::Withdrawn(RecordAddress { segment, generation, offset }) => {
+                self.catalog.withdraw(segment.0, generation.0, offset)
+            }
+            Note::Forgotten(segment) => self.catalog.forget_segment(segment.0),
+            Note::Reached(reached) => {
+                // Whoever asked may have gone.
+                let _ = reached.send(());
+                Ok(())
+            }
+            Note::Stop => return false,
+        };
+        if let Err(error) = written {
+            warn!(error = &error as &dyn std::error::Error, "catalogue not written");
+        }
+        true
+    }
+
+    /// Closes the catalogue, so that the next start replays no log.
+    pub fn close(self) {
         if let Err(error) = self.catalog.close() {
             warn!(error = &error as &dyn std::error::Error, "catalogue not closed");
         }
@@ -183,20 +236,20 @@ impl Writer {
             GroupEvent::Durable { segment, generation, start, end, sealed, entries } => {
                 // The disk has it already: the promise does not wait for the catalogue.
                 if self.durability != Durability::None {
-                    self.promise(segment, Extent::UpTo { generation: generation.0, end });
+                    let extent = Extent { generation: generation.0, end, is_lost: false };
+                    locked(&self.promised.segments).insert(segment, extent);
+                    self.promised.changed.send_replace(());
                 }
                 let group = Group { start, end, sealed, entries: &entries };
                 self.catalog.commit(&run_of(segment.0, generation.0, &group))
             }
             GroupEvent::Lost { segment } => {
-                self.promise(segment, Extent::Lost);
+                // What was promised before stays so.
+                let none = Extent { generation: 0, end: 0, is_lost: true };
+                locked(&self.promised.segments).entry(segment).or_insert(none).is_lost = true;
+                self.promised.changed.send_replace(());
                 self.catalog.forget_segment(segment.0)
             }
         }
-    }
-
-    fn promise(&self, segment: SegmentId, extent: Extent) {
-        locked(&self.promised.segments).insert(segment, extent);
-        self.promised.changed.send_replace(());
     }
 }

@@ -1,9 +1,10 @@
 //! Loads: leased blocks into frames, announced as they arrive and are checked.
 //!
 //! A [`Load`] is one caller's view: which stripes have come, and where the prefix breaks off. A
-//! [`BlockRead`] is one block on its way from a drive, shared by all loads that want it. Whoever
+//! `BlockRead` is one block on its way from a drive, shared by all loads that want it. Whoever
 //! goes away, the read runs out, and the block stays in the host tier.
 
+use crate::clock::Clock;
 use crate::fates::{Eviction, Removal};
 use crate::leases::LeaseId;
 use crate::node::Node;
@@ -62,6 +63,7 @@ pub struct Load {
     from_host: Vec<bool>,
     progress: Mutex<Progress>,
     changed: Notify,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -91,13 +93,14 @@ impl Load {
         layout: Layout,
         deadline: Instant,
         reason: Option<Miss>,
+        clock: Clock,
     ) -> Self {
         let stripes = count(layout.stripes.len());
         let lacking = vec![stripes; frames.len()];
         let end = count(frames.len());
         let progress = Progress { arrived: Vec::new(), lacking, end, reason, complete: 0 };
         let (progress, changed) = (Mutex::new(progress), Notify::new());
-        Self { frames, layout, deadline, asked, from_host, progress, changed }
+        Self { frames, layout, deadline, asked, from_host, progress, changed, clock }
     }
 
     /// Where each block's payload lies in the load arena.
@@ -108,7 +111,6 @@ impl Load {
     /// What has arrived since the last call, in layer order; `None` when no more will. After the
     /// deadline nothing more does.
     pub async fn next(&self) -> Option<Vec<Ready>> {
-        let deadline = tokio::time::Instant::from_std(self.deadline);
         loop {
             let changed = self.changed.notified();
             match self.take_arrived() {
@@ -116,7 +118,7 @@ impl Load {
                 Some(arrived) => return Some(runs(arrived)),
                 None => return None,
             }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            if self.clock.until(self.deadline, changed).await.is_none() {
                 self.cut(0, Miss::Deadline);
             }
         }
@@ -312,7 +314,7 @@ impl Node {
             held.frames.extend(frames.iter().cloned());
             held.work = (blocks == matched && reason.is_none()).then_some(work);
         }
-        let renewed = Instant::now() + self.config.lease_default;
+        let renewed = self.clock.now() + self.config.lease_default;
         state.leases.renew(lease, renewed);
         let reads = requests(state, &sources, &registration.layout, deadline);
         drop(guard);
@@ -320,7 +322,9 @@ impl Node {
             self.say_if_beyond_arena(u64::from(blocks) * registration.layout.stored_length());
         }
         let layout = registration.layout.clone();
-        let load = Arc::new(Load::new((blocks, frames), host, layout, deadline, reason));
+        let clock = self.clock.clone();
+        let load = Load::new((blocks, frames), host, layout, deadline, reason, clock);
+        let load = Arc::new(load);
         for (block, source) in (0..).zip(&sources) {
             match source {
                 Source::Host => {
@@ -371,7 +375,7 @@ impl Node {
 
     /// Notes what a load brought. When a lease has all of its blocks in memory, it needs the drives
     /// no more: so a worker may hold it while it saves, and reclaim does not wait for it.
-    pub(crate) fn settle_load(&self, lease: LeaseId, first: u32, load: &Load, ended: Ended) {
+    pub fn settle_load(&self, lease: LeaseId, first: u32, load: &Load, ended: Ended) {
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(lease) = state.leases.get_mut(lease) else { return };
@@ -404,7 +408,7 @@ impl Node {
     }
 
     /// Counts a load that has ended.
-    pub(crate) fn count_load(&self, load: &Load, ended: Ended, elapsed: Duration) {
+    pub fn count_load(&self, load: &Load, ended: Ended, elapsed: Duration) {
         let bytes = load.layout.payload_length;
         self.metrics.loaded(u64::from(ended.host), u64::from(ended.ssd), bytes, elapsed);
         if let Some(reason) = ended.reason {
@@ -458,7 +462,7 @@ impl Node {
         );
         self.disk(place.group.drive()).journal.withdraw(address);
         let why = Eviction::Damage;
-        let removed = state.remove(key, Removal { why, at: self.clock.now(), for_whom: None });
+        let removed = state.remove(key, Removal { why, at: self.clock.tick(), for_whom: None });
         self.metrics.damaged_blocks.inc();
         self.metrics.evicted(Eviction::Damage, count64(removed.len()));
         true

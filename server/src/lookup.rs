@@ -11,7 +11,7 @@ use refrain_index::namespace::{Namespace, NamespaceDigest, NamespaceError};
 use refrain_store::geometry::{Layout, LayoutError};
 use refrain_store::segment::record_max;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thiserror::Error;
 
 /// Registrations of all sessions together.
@@ -55,7 +55,7 @@ pub struct Registered {
 
 /// What a lookup found.
 #[derive(Clone, Debug)]
-pub(crate) struct Match {
+pub struct Match {
     pub lease: LeaseId,
     pub prompt_blocks: u32,
     /// Of the matched blocks, in order: whether the host tier has each.
@@ -66,7 +66,7 @@ pub(crate) struct Match {
 
 /// A prompt, as it is named.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Prompt<'a> {
+pub enum Prompt<'a> {
     Tokens { tokens: &'a [u32], extra_keys: &'a [Vec<u8>] },
     Engine(&'a [Vec<u8>]),
 }
@@ -122,27 +122,27 @@ impl Node {
         Ok(())
     }
 
-    pub(crate) fn registration(&self, id: u64) -> Option<Arc<Registration>> {
+    pub fn registration(&self, id: u64) -> Option<Arc<Registration>> {
         self.state().registrations.get(id)
     }
 
     /// The longest resident prefix of a prompt, promised for `lease_time`.
-    pub(crate) fn lookup(
+    pub fn lookup(
         &self,
         registration: &Arc<Registration>,
         prompt: Prompt<'_>,
         lease_time: Option<Duration>,
     ) -> Match {
-        let begin = Instant::now();
+        let begin = self.clock.now();
         let hashes: Arc<[SequenceHash]> = hashes(registration, prompt).into();
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
-        let now = self.clock.now();
+        let tick = self.clock.tick();
         let mut state = self.state();
-        let places = state.chain.match_prefix(registration.shard, &hashes, now);
+        let places = state.chain.match_prefix(registration.shard, &hashes, tick);
         let in_host = in_host(&state, registration.shard, &hashes, &places);
         let expected_load = self.expected_load(&state, &places, &in_host);
         let prompt_blocks = count(hashes.len());
-        let deadline = Instant::now() + lease_time;
+        let deadline = self.clock.now() + lease_time;
         let lease = Lease::new(Arc::clone(registration), hashes, places, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
@@ -154,7 +154,7 @@ impl Node {
         self.metrics.looked_up(
             u64::from(prompt_blocks),
             u64::from(count(in_host.len())),
-            begin.elapsed(),
+            self.clock.now() - begin,
         );
         Match { lease, prompt_blocks, in_host, expected_load, lease_time }
     }
@@ -172,7 +172,7 @@ impl Node {
     /// Prolongs a lease; for how long, or `None` when it is over.
     pub fn renew(&self, lease: LeaseId, time: Option<Duration>) -> Option<Duration> {
         let time = time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
-        self.state().leases.renew(lease, Instant::now() + time).then_some(time)
+        self.state().leases.renew(lease, self.clock.now() + time).then_some(time)
     }
 
     /// Ends a lease; whether it held until now. `load_time` is what a load of all that matched took

@@ -12,7 +12,7 @@ pub(crate) type SessionId = [u8; 16];
 
 /// One worker's shard of one namespace.
 #[derive(Debug)]
-pub(crate) struct Registration {
+pub struct Registration {
     pub(crate) namespace: NamespaceId,
     pub(crate) digest: NamespaceDigest,
     pub(crate) key: TenantKey,

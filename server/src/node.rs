@@ -1,32 +1,26 @@
 //! One node: its drives, its memory, and the index over both.
 
+use crate::assembly::{Assembly, Threads};
 use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
 use crate::epochs::EpochsError;
+use crate::events::Change;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::pinning;
-use crate::place::{BlockPlace, DriveId, Group};
-use crate::recovery::{self, Found};
+use crate::place::DriveId;
 use crate::secret::{SECRET_BYTES, SecretError};
 use crate::state::State;
-use refrain_index::catalog::{CatalogError, Row};
-use refrain_index::chain::{BlockKey, Chain, Restored};
-use refrain_index::hash::SequenceHash;
-use refrain_index::namespace::NamespaceDigest;
-use refrain_store::arena::{Arena, ArenaError, Frame, Mapping};
-use refrain_store::drive::{Drive, DriveConfig, OpenError, Opening};
-use refrain_store::engine::GroupEvent;
-use refrain_store::geometry::stored_length;
+use refrain_index::catalog::{Catalog, CatalogError};
+use refrain_store::arena::{Arena, ArenaError, Frame};
+use refrain_store::drive::{Drive, OpenError, Opening};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
 
 /// Why a node does not start.
 #[derive(Debug, Error)]
@@ -56,6 +50,26 @@ pub struct Restart {
     pub scanned_segments: u32,
     /// Whether every drive's catalogue was there.
     pub from_catalog: bool,
+}
+
+/// What a node holds at one moment: for workers, for what is under way, and as cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub sessions: u64,
+    pub leases: u64,
+    pub reservations: u64,
+    /// Of the queue for saves, promised to reservations.
+    pub reserved_bytes: u64,
+    /// Each lease counts once for each segment that it holds.
+    pub segment_holds: u64,
+    /// Blocks on their way from a drive.
+    pub reads: u64,
+    pub blocks: u64,
+    pub index_bytes: u64,
+    pub host_frames: u64,
+    pub host_bytes: u64,
+    /// Of the load arena, in whosever hands.
+    pub frame_bytes: u64,
 }
 
 /// One drive and its journal.
@@ -90,62 +104,21 @@ pub struct Node {
     pub(crate) said_beyond_arena: AtomicBool,
     /// Held while pins change.
     pub(crate) pinning: Mutex<()>,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
 }
 
 impl Node {
     /// Opens every drive, recovers what it holds, and starts its threads.
     pub(crate) fn open(config: &Config) -> Result<Arc<Self>, NodeError> {
-        let begin = Instant::now();
-        let clock = Clock::start();
-        let bytes = config.load_arena;
-        let arena = Mapping::create("refrain-load", bytes);
-        let arena = Arena::new(arena.map_err(|source| NodeError::Arena { bytes, source })?);
-        let mut state = State::default();
-        let (mut disks, mut found) = (Vec::new(), Vec::new());
-        let mut restart = Restart { from_catalog: true, ..Restart::default() };
+        let mut assembly = Assembly::begin(config, Clock::system())?;
         for drive in config.drive_configs() {
-            let (disk, drive, records) = open_disk(&drive, &mut state, &arena, &mut restart)?;
-            disks.push(disk);
-            found.extend(records.into_iter().map(|record| (drive, record)));
+            let opening = Opening::open(&drive)?;
+            let catalog = Catalog::open(&opening.path().join("catalog"), opening.store_id());
+            let catalog =
+                catalog.map_err(|source| NodeError::Catalog { path: drive.path, source })?;
+            assembly.add(opening, catalog, &mut Threads)?;
         }
-        for disk in &disks {
-            state.epochs.read(disk.drive.path())?;
-        }
-        // The stores are ours by now: nobody else makes a secret meanwhile.
-        let secret = config.secret()?;
-        let restored = restore(&mut state, &found, clock.now());
-        pinning::restore(&mut state, disks.iter().map(|disk| &disk.drive), unix_ms());
-        let metrics = Metrics::new();
-        let drives: Vec<Drive> = disks.iter().map(|disk| disk.drive.clone()).collect();
-        metrics.watch_drives(move || {
-            drives.iter().map(|drive| (drive.path().into(), drive.stats())).collect()
-        });
-        restart.blocks = u64::try_from(restored.inserted).expect("usize fits");
-        restart.elapsed = begin.elapsed();
-        info!(
-            blocks = restart.blocks,
-            orphans = restored.orphans,
-            duplicates = restored.duplicates,
-            scanned_segments = restart.scanned_segments,
-            elapsed_ms = restart.elapsed.as_millis(),
-            "recovered"
-        );
-        Ok(Arc::new(Self {
-            config: config.clone(),
-            secret,
-            disks,
-            arena,
-            metrics,
-            clock,
-            restart,
-            leases_changed: Notify::new(),
-            lease_ended: Notify::new(),
-            dropping: Mutex::new(()),
-            said_beyond_arena: AtomicBool::new(false),
-            pinning: Mutex::new(()),
-            state: Mutex::new(state),
-        }))
+        assembly.finish()
     }
 
     pub fn restart(&self) -> &Restart {
@@ -156,6 +129,10 @@ impl Node {
         self.disks.iter().map(|disk| &disk.drive)
     }
 
+    pub fn load_arena(&self) -> Arc<Arena> {
+        Arc::clone(&self.arena)
+    }
+
     pub(crate) fn numbered_disks(&self) -> impl Iterator<Item = (DriveId, &Disk)> {
         (0..=u8::MAX).map(DriveId).zip(&self.disks)
     }
@@ -164,23 +141,47 @@ impl Node {
         &self.metrics
     }
 
+    /// Which blocks come and go from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.state().events.subscribe().0
+    }
+
+    /// What is held, as of now.
+    pub fn held(&self) -> Held {
+        let count = |size: usize| u64::try_from(size).expect("usize fits");
+        let state = self.state();
+        Held {
+            sessions: count(state.sessions.len()),
+            leases: count(state.leases.len()),
+            reservations: count(state.leases.reservations()),
+            reserved_bytes: state.leases.reserved_bytes(),
+            segment_holds: state.segments.holds(),
+            reads: count(state.reading.len()),
+            blocks: count(state.chain.len()),
+            index_bytes: state.chain.bytes(),
+            host_frames: count(state.host.len()),
+            host_bytes: state.host.bytes(),
+            frame_bytes: self.arena.allocated_bytes(),
+        }
+    }
+
     /// All that is counted, as of now.
     pub(crate) fn metrics_text(&self) -> String {
-        let count = |size: usize| u64::try_from(size).expect("usize fits");
         let mut state = self.state();
         state.expire_pins(unix_ms());
-        let Metrics { sessions, leases, reservations, blocks, .. } = &self.metrics;
-        sessions.set(count(state.sessions.len()));
-        leases.set(count(state.leases.len()));
-        reservations.set(count(state.leases.reservations()));
-        blocks.set(count(state.chain.len()));
         let pinned = self.numbered_disks().map(|(drive, _)| state.segments.pinned_bytes(drive));
         self.metrics.pinned_bytes.set(pinned.sum());
-        self.metrics.index_bytes.set(state.chain.bytes());
-        self.metrics.host_frames.set(count(state.host.len()));
-        self.metrics.host_bytes.set(state.host.bytes());
-        self.metrics.arena_bytes.set(self.arena.mapping().bytes_len());
         drop(state);
+        let held = self.held();
+        let Metrics { sessions, leases, reservations, blocks, .. } = &self.metrics;
+        sessions.set(held.sessions);
+        leases.set(held.leases);
+        reservations.set(held.reservations);
+        blocks.set(held.blocks);
+        self.metrics.index_bytes.set(held.index_bytes);
+        self.metrics.host_frames.set(held.host_frames);
+        self.metrics.host_bytes.set(held.host_bytes);
+        self.metrics.arena_bytes.set(self.arena.mapping().bytes_len());
         let queued = self.drives().map(|drive| drive.stats().queued_write_bytes);
         self.metrics.save_queue_bytes.set(queued.sum());
         self.metrics.text()
@@ -254,14 +255,15 @@ impl Node {
         tasks
     }
 
-    async fn end_leases(self: Arc<Self>) {
+    /// Ends leases as their time comes, for as long as the node runs.
+    pub async fn end_leases(self: Arc<Self>) {
         loop {
-            match self.expire_leases(Instant::now()) {
+            match self.expire_leases(self.clock.now()) {
                 None => self.leases_changed.notified().await,
                 Some(next) => {
                     let changed = self.leases_changed.notified();
                     // Whichever comes first: it is looked at again.
-                    let _ = tokio::time::timeout_at(next.into(), changed).await;
+                    let _ = self.clock.until(next, changed).await;
                 }
             }
         }
@@ -283,69 +285,4 @@ impl Node {
         self.disks.iter().for_each(|disk| disk.drive.stop());
         self.disks.iter().for_each(|disk| disk.journal.stop());
     }
-}
-
-fn open_disk(
-    config: &DriveConfig,
-    state: &mut State,
-    arena: &Arc<Arena>,
-    restart: &mut Restart,
-) -> Result<(Disk, DriveId, Vec<Found>), NodeError> {
-    let opening = Opening::open(config)?;
-    let segments = opening.segment_count();
-    if Group::new(DriveId(0), refrain_store::geometry::SegmentId(segments)).is_none() {
-        let (path, limit) = (config.path.clone(), (1 << 24) - 1);
-        return Err(NodeError::Segments { path, segments, limit });
-    }
-    let recovered = recovery::recover(&opening)
-        .map_err(|source| NodeError::Catalog { path: config.path.clone(), source })?;
-    for problem in opening.problems() {
-        warn!(path = %config.path.display(), problem = %problem, "segment problem");
-    }
-    restart.scanned_segments += recovered.records.scanned;
-    restart.from_catalog &= recovered.is_from_catalog();
-    let drive_id = state.segments.add_drive(opening.segments().iter().map(|head| head.generation));
-    let (journal, mut on_group) = Journal::start(recovered.catalog, config.durability)
-        .map_err(|source| NodeError::Journal { source })?;
-    let arenas = [Arc::clone(arena.mapping())];
-    let reclaim = Arc::new(Notify::new());
-    let sealed = Arc::clone(&reclaim);
-    let on_group = Box::new(move |event: GroupEvent| {
-        // A sealed segment is one that may be emptied, and the next takes a free one soon.
-        if matches!(event, GroupEvent::Durable { sealed: true, .. }) {
-            sealed.notify_one();
-        }
-        on_group(event);
-    });
-    let drive = opening.start(&arenas, recovered.records.known, on_group)?;
-    let disk = Disk { drive, journal, reclaim, moved_bytes: AtomicU64::new(0) };
-    Ok((disk, drive_id, recovered.records.found))
-}
-
-/// Fills the index; of a block found twice, the later one counts.
-fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored {
-    let mut last = None;
-    let (namespaces, epochs) = (&mut state.namespaces, &state.epochs);
-    // What was dropped stays away, whatever the disk still holds.
-    let counts = |row: &Row| row.epoch >= epochs.get(NamespaceDigest(row.namespace));
-    let found = found.iter().filter(|(_, found)| counts(&found.row));
-    let blocks = found.map(|(drive, Found { segment, row, .. })| {
-        let digest = NamespaceDigest(row.namespace);
-        // Neighbours are mostly of one namespace.
-        let namespace = match last {
-            Some((known, id)) if known == digest => id,
-            _ => namespaces.meet(digest),
-        };
-        last = Some((digest, namespace));
-        let group = Group::new(*drive, *segment).expect("checked when the drive was opened");
-        let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length));
-        let place = place.expect("a record found lies within its segment, page by page");
-        let key = BlockKey { sequence: SequenceHash(row.sequence), shard: row.shard };
-        (key, (row.position > 0).then_some(SequenceHash(row.parent)), place)
-    });
-    let mut chain = Chain::default();
-    let restored = chain.restore(blocks, now);
-    state.chain = chain;
-    state.count_restored(now);
-    restored
 }

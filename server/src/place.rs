@@ -5,7 +5,7 @@ use refrain_store::geometry::{PAGE_SIZE, SegmentId};
 
 /// A drive of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct DriveId(pub u8);
+pub struct DriveId(pub u8);
 
 /// A segment of one of the drives: what is reclaimed, and held, as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

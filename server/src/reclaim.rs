@@ -25,6 +25,8 @@ use refrain_store::engine::{
     Append, NewRecord, Payload, ReadSink, RecordRead, SegmentState, SegmentStatus, Stored,
 };
 use refrain_store::format::RecordHeader;
+use refrain_store::geometry::RecordAddress;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -66,7 +68,7 @@ impl Disk {
 
 impl Node {
     /// Keeps segments of one drive free, for as long as the node runs.
-    pub(crate) async fn reclaim(self: Arc<Self>, drive: DriveId) {
+    pub async fn reclaim(self: Arc<Self>, drive: DriveId) {
         let disk = self.disk(drive);
         loop {
             disk.reclaim.notified().await;
@@ -134,7 +136,7 @@ impl Node {
 
     /// Removes what is left in a segment, a few blocks at a time; how many went.
     fn empty(&self, group: Group) -> u64 {
-        let (mut evicted, at) = (0, self.clock.now());
+        let (mut evicted, at) = (0, self.clock.tick());
         loop {
             let mut state = self.state();
             let for_whom = state.fates.saver(group.drive());
@@ -264,16 +266,21 @@ impl Node {
     /// Has copies count in the place of what they were made from, once they would survive a power
     /// loss; how many do. One wait for all: each of them costs a sync.
     async fn move_to(&self, drive: DriveId, copies: &[Copied]) -> u64 {
-        let stored: Vec<_> = copies.iter().map(|copied| (0, copied.stored)).collect();
+        let group =
+            |address: RecordAddress| Group::new(drive, address.segment).expect("checked at start");
+        let mut last = BTreeMap::new();
+        for address in copies.iter().map(|copied| copied.stored.address) {
+            let known = last.entry(group(address)).or_insert(address);
+            known.offset = known.offset.max(address.offset);
+        }
         // Where nothing is synced, nothing is waited for.
-        if self.is_synced() && !self.is_promised(drive, &stored).await {
+        if self.is_synced() && !self.all_promised(&last).await {
             return 0;
         }
         let (mut count, mut bytes) = (0, 0);
         let mut state = self.state();
         for &Copied { key, from, stored: Stored { address, stored_length } } in copies {
-            let group = Group::new(drive, address.segment).expect("checked at start");
-            let to = BlockPlace::new(group, from.namespace, address.offset, stored_length);
+            let to = BlockPlace::new(group(address), from.namespace, address.offset, stored_length);
             let to = to.expect("the engine places whole pages in a segment");
             if state.moved(key, from, (to, address.generation)) {
                 count += 1;
@@ -286,7 +293,8 @@ impl Node {
         count
     }
 
-    fn is_synced(&self) -> bool {
+    /// Whether anything is ever promised.
+    pub(crate) fn is_synced(&self) -> bool {
         self.config.durability != refrain_store::engine::Durability::None
     }
 

@@ -3,9 +3,14 @@
 //! A sealed segment that the catalogue knows to its end is not read at all. An open one is read
 //! from its start, record by record: the drive must know every record of it to seal it later. What
 //! the disk says counts; the catalogue is corrected.
+//!
+//! Nobody has promised the records of an open segment that the catalogue does not know: a power
+//! loss may have left a header and taken the payload. Each is read whole before it counts, as it
+//! would stand in the way of an older copy that was promised.
 
-use crate::journal::{Group, run_of};
+use crate::journal::{self, Group, run_of};
 use refrain_index::catalog::{Catalog, CatalogError, OpenState, Row, SegmentRows, Withdrawn};
+use refrain_store::device::Medium;
 use refrain_store::drive::{KnownSegment, Opening};
 use refrain_store::geometry::{RECORDS_START, SegmentId};
 use refrain_store::recover::Scan;
@@ -36,13 +41,16 @@ pub(crate) struct Records {
     /// Segments that the catalogue did not know, or not to their end.
     pub(crate) scanned: u32,
     withdrawn: Withdrawn,
+    /// Segments whose records may be lost again.
+    unsynced: Vec<SegmentId>,
 }
 
 /// Fails only where the catalogue can be neither used nor begun anew.
-pub(crate) fn recover(opening: &Opening) -> Result<Recovered, CatalogError> {
+pub(crate) fn recover<M: Medium>(
+    opening: &Opening<M>,
+    (catalog, state): (Catalog, OpenState),
+) -> Result<Recovered, CatalogError> {
     let store_id = opening.store_id();
-    let path = opening.path().join("catalog");
-    let (catalog, state) = Catalog::open(&path, store_id)?;
     match Records::find(opening, &catalog) {
         Ok(records) => Ok(Recovered { catalog, records, catalog_state: state }),
         Err(error) => {
@@ -62,7 +70,18 @@ impl Recovered {
 }
 
 impl Records {
-    fn find(opening: &Opening, catalog: &Catalog) -> Result<Self, CatalogError> {
+    /// How far each segment would survive a power loss.
+    pub(crate) fn durable<M: Medium>(&self, opening: &Opening<M>) -> Vec<journal::Recovered> {
+        let extent = |known: &KnownSegment| {
+            let index = usize::try_from(known.id.0).expect("32 bits fit");
+            let generation = opening.segments()[index].generation;
+            journal::Recovered { segment: known.id, generation, end: known.end }
+        };
+        let durable = self.known.iter().filter(|known| !self.unsynced.contains(&known.id));
+        durable.map(extent).collect()
+    }
+
+    fn find<M: Medium>(opening: &Opening<M>, catalog: &Catalog) -> Result<Self, CatalogError> {
         let rows = catalog.load(RECORDS_START)?;
         let mut records = Self { withdrawn: catalog.withdrawn()?, ..Self::default() };
         records.found.reserve(rows.iter().map(|rows| rows.rows.len()).sum());
@@ -75,12 +94,16 @@ impl Records {
             let rows = rows.remove(&head.id.0).filter(|rows| rows.generation == head.generation.0);
             records.segment((opening, catalog), head, rows)?;
         }
+        // A head that never reached the disk: the use that these are of will be numbered again.
+        for segment in rows.into_keys() {
+            catalog.forget_segment(segment)?;
+        }
         Ok(records)
     }
 
-    fn segment(
+    fn segment<M: Medium>(
         &mut self,
-        (opening, catalog): (&Opening, &Catalog),
+        (opening, catalog): (&Opening<M>, &Catalog),
         head: SegmentHead,
         rows: Option<SegmentRows>,
     ) -> Result<(), CatalogError> {
@@ -106,13 +129,13 @@ impl Records {
                 self.add(head, rows.rows.into_iter());
                 Ok(())
             }
-            rows => self.scanned_segment(catalog, head, scan, rows.as_ref()),
+            rows => self.scanned_segment((opening, catalog), head, scan, rows.as_ref()),
         }
     }
 
-    fn scanned_segment(
+    fn scanned_segment<M: Medium>(
         &mut self,
-        catalog: &Catalog,
+        (opening, catalog): (&Opening<M>, &Catalog),
         head: SegmentHead,
         scan: Scan,
         rows: Option<&SegmentRows>,
@@ -122,7 +145,9 @@ impl Records {
         let tail = entries.partition_point(|entry| entry.offset < known_end);
         let group = Group { start: known_end, end, sealed, entries: &entries[tail..] };
         let run = run_of(head.id.0, head.generation.0, &group);
-        if sealed || !run.rows.is_empty() {
+        // What cannot be made durable is read, and neither vouched for nor written on.
+        let is_durable = sealed || self.look_through((opening, catalog), head, group.entries)?;
+        if is_durable && (sealed || !run.rows.is_empty()) {
             if known_end == RECORDS_START {
                 // What an earlier use of the segment left must not stand beside it.
                 catalog.forget_runs(head.id.0, head.generation.0, &self.withdrawn)?;
@@ -135,8 +160,36 @@ impl Records {
         self.withdrawn.leave_out(head.id.0, head.generation.0, &mut new);
         let known = rows.map_or(&[][..], |rows| &rows.rows);
         self.add(head, known.iter().copied().chain(new));
-        self.take(head, end, sealed, if sealed { Vec::new() } else { entries });
+        if is_durable {
+            self.take(head, end, sealed, if sealed { Vec::new() } else { entries });
+        } else {
+            self.unsynced.push(head.id);
+            self.take(head, end, true, Vec::new());
+        }
         Ok(())
+    }
+
+    /// Withdraws those records of a segment that are not whole; whether the others are durable.
+    fn look_through<M: Medium>(
+        &mut self,
+        (opening, catalog): (&Opening<M>, &Catalog),
+        head: SegmentHead,
+        entries: &[Entry],
+    ) -> Result<bool, CatalogError> {
+        for entry in entries {
+            let read = opening.read_record(head.id, entry);
+            if read.is_err_and(|error| error.is_damage()) {
+                // Before its run comes there, which would vouch for it.
+                catalog.withdraw(head.id.0, head.generation.0, entry.offset)?;
+                self.withdrawn.add(head.id.0, head.generation.0, entry.offset);
+            }
+        }
+        // Records that a killed process had written may still be in the device's memory alone.
+        let synced = if entries.is_empty() { Ok(()) } else { opening.sync(head.id) };
+        if let Err(error) = &synced {
+            warn!(segment = head.id.0, %error, "segment not synced");
+        }
+        Ok(synced.is_ok())
     }
 
     fn take(&mut self, head: SegmentHead, end: u64, sealed: bool, entries: Vec<Entry>) {

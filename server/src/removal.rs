@@ -15,7 +15,7 @@ const DROPPED_AT_ONCE: usize = 256;
 /// Why a namespace's blocks still count.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub(crate) enum InvalidateError {
+pub enum InvalidateError {
     #[error(transparent)]
     Raise(#[from] RaiseError),
     #[error(transparent)]
@@ -24,7 +24,7 @@ pub(crate) enum InvalidateError {
 
 /// A namespace whose earlier blocks are misses now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Invalidated {
+pub struct Invalidated {
     pub(crate) epoch: u64,
     /// How many went.
     pub(crate) blocks: u64,
@@ -34,7 +34,7 @@ impl Node {
     /// Removes blocks and all behind them, for good; how many went.
     pub(crate) fn evict(&self, keys: &[BlockKey], why: Eviction) -> u64 {
         let mut gone = 0;
-        let removal = Removal { why, at: self.clock.now(), for_whom: None };
+        let removal = Removal { why, at: self.clock.tick(), for_whom: None };
         let mut state = self.state();
         for &key in keys {
             for (_, place) in state.remove(key, removal) {
@@ -61,10 +61,7 @@ impl Node {
 
     /// Removes every block of a namespace, for good. What is being saved in it, or found by a later
     /// start on the disk, is of an earlier epoch and does not count.
-    pub(crate) fn drop_namespace(
-        &self,
-        digest: NamespaceDigest,
-    ) -> Result<Invalidated, InvalidateError> {
+    pub fn drop_namespace(&self, digest: NamespaceDigest) -> Result<Invalidated, InvalidateError> {
         self.invalidate(digest, |epochs| epochs.raise(digest))
     }
 

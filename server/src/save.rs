@@ -16,6 +16,7 @@ use refrain_store::drive::{Drive, Refused as Unqueued};
 use refrain_store::engine::{Append, AppendError, NewRecord, Payload, Stored};
 use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
@@ -68,7 +69,7 @@ pub enum SaveError {
 
 /// What became of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Committed {
+pub struct Committed {
     /// Blocks that can be found now, in the order given.
     pub saved: u32,
     pub refusal: Option<Refusal>,
@@ -77,7 +78,7 @@ pub(crate) struct Committed {
 
 /// One block of a commit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Placed {
+pub struct Placed {
     pub block: u32,
     /// From the start of the session arena.
     pub offset: u64,
@@ -88,13 +89,19 @@ pub(crate) struct Placed {
 type Outgoing = (u32, Region, Option<Box<dyn Any + Send>>);
 
 /// Payloads that may be written, in order.
-pub(crate) struct Batch {
+pub struct Batch {
     registration: Arc<Registration>,
     hashes: Arc<[SequenceHash]>,
     blocks: Vec<Outgoing>,
     /// Of the namespace, when the blocks were sent.
     epoch: u64,
     begin: Instant,
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("blocks", &self.blocks.len()).finish_non_exhaustive()
+    }
 }
 
 /// Blocks of a commit that a drive has taken, each with where its answer comes.
@@ -147,7 +154,7 @@ impl Node {
         let available = count(hashes.len());
         let end = first.checked_add(blocks).filter(|end| *end <= available);
         let end = end.ok_or(SaveError::OutOfRange { first, blocks, available })?;
-        state.leases.renew(lease, Instant::now() + self.config.lease_default);
+        state.leases.renew(lease, self.clock.now() + self.config.lease_default);
         let resident = |block: u32| {
             let sequence = hashes[index(block)];
             state.chain.get(BlockKey { sequence, shard: registration.shard }).is_some()
@@ -202,7 +209,7 @@ impl Node {
         why: Refusal,
     ) {
         self.metrics.refused(why, u64::from(count(hashes.len())));
-        let refused = Refused { why, at: self.clock.now() };
+        let refused = Refused { why, at: self.clock.tick() };
         for &sequence in hashes {
             let key = BlockKey { sequence, shard: registration.shard };
             state.fates.refused(key, refused);
@@ -229,11 +236,7 @@ impl Node {
     }
 
     /// Takes blocks out of a reservation that lie in the session's arena.
-    pub(crate) fn batch(
-        &self,
-        reservation: ReservationId,
-        placed: &[Placed],
-    ) -> Result<Batch, SaveError> {
+    pub fn batch(&self, reservation: ReservationId, placed: &[Placed]) -> Result<Batch, SaveError> {
         let mut guard = self.state();
         let state = &mut *guard;
         let reserved = state.leases.reservation(reservation).ok_or(SaveError::NoReservation)?;
@@ -260,8 +263,8 @@ impl Node {
         let hashes = Arc::clone(&reserved.hashes);
         let epoch = state.epoch(registration.namespace);
         state.leases.take_reserved(reservation, blocks.len());
-        state.leases.renew(lease, Instant::now() + self.config.lease_default);
-        Ok(Batch { registration, hashes, blocks, epoch, begin: Instant::now() })
+        state.leases.renew(lease, self.clock.now() + self.config.lease_default);
+        Ok(Batch { registration, hashes, blocks, epoch, begin: self.clock.now() })
     }
 
     /// Blocks that a reservation still awaits.
@@ -273,7 +276,7 @@ impl Node {
 
     /// What one block of a reservation is to be written into, by a client without shared memory;
     /// with the length of its payload. `None` in place of a frame: there is no memory now.
-    pub(crate) fn write_frame(
+    pub fn write_frame(
         &self,
         reservation: ReservationId,
     ) -> Result<(Option<Frame>, u64), SaveError> {
@@ -286,7 +289,7 @@ impl Node {
     }
 
     /// As `batch`, of blocks that lie in frames.
-    pub(crate) fn batch_of_frames(
+    pub fn batch_of_frames(
         &self,
         reservation: ReservationId,
         frames: Vec<Frame>,
@@ -305,11 +308,11 @@ impl Node {
             (block, region, Some(Box::new(frame) as Box<dyn Any + Send>))
         });
         let blocks = blocks.collect();
-        Ok(Batch { registration, hashes, blocks, epoch, begin: Instant::now() })
+        Ok(Batch { registration, hashes, blocks, epoch, begin: self.clock.now() })
     }
 
     /// Writes a batch and lets it into the index.
-    pub(crate) async fn commit(&self, batch: Batch, durable: bool) -> Committed {
+    pub async fn commit(&self, batch: Batch, durable: bool) -> Committed {
         let (registration, hashes) = (Arc::clone(&batch.registration), Arc::clone(&batch.hashes));
         let (epoch, begin) = (batch.epoch, batch.begin);
         let asked: Vec<_> = batch.blocks.iter().map(|(block, ..)| hashes[index(*block)]).collect();
@@ -320,8 +323,8 @@ impl Node {
         self.disk(drive).reclaim_if_low();
         let to = self.disk(drive).drive.clone();
         // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
-        let sent = tokio::task::spawn_blocking(move || batch.send(&to)).await;
-        // It does not panic; a runtime that ends takes no more work.
+        let sent = self.clock.aside(move || batch.send(&to)).await;
+        // A runtime that ends takes no more work.
         let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
         for (block, written_at) in written {
@@ -331,14 +334,16 @@ impl Node {
             }
         }
         let committed = self.enter_all((&registration, epoch), &hashes, drive, &stored, refusal);
-        let saved = &stored[..index(committed.saved)];
-        let durable = durable && self.is_promised(drive, saved).await;
+        let durable = durable && committed.saved > 0 && {
+            let first = stored.first().map_or(0, |(block, _)| index(*block));
+            self.are_promised(&registration, &hashes[..first + index(committed.saved)]).await
+        };
         if let Some(refusal) = committed.refusal {
             let refused = &asked[index(committed.saved)..];
             self.refuse(&mut self.state(), &registration, refused, refusal);
         }
         let bytes = u64::from(committed.saved) * registration.layout.payload_length;
-        self.metrics.saved(u64::from(committed.saved), bytes, begin.elapsed());
+        self.metrics.saved(u64::from(committed.saved), bytes, self.clock.now() - begin);
         Committed { durable, ..committed }
     }
 
@@ -351,7 +356,7 @@ impl Node {
         stored: &[(u32, Stored)],
         refusal: Option<Refusal>,
     ) -> Committed {
-        let now = self.clock.now();
+        let now = self.clock.tick();
         let mut state = self.state();
         if state.epoch(registration.namespace) != epoch {
             // The namespace was dropped meanwhile, and these blocks with it.
@@ -376,22 +381,47 @@ impl Node {
         Committed { saved, refusal, durable: false }
     }
 
-    /// Whether all of them would survive a power loss, as soon as that is known.
-    pub(crate) async fn is_promised(&self, drive: DriveId, stored: &[(u32, Stored)]) -> bool {
-        let mut last: Vec<RecordAddress> = Vec::new();
-        for (_, Stored { address, .. }) in stored {
-            match last.iter_mut().find(|other| other.segment == address.segment) {
-                Some(other) if other.offset < address.offset => *other = *address,
-                Some(_) => {}
-                None => last.push(*address),
+    /// Whether a prompt's blocks would survive a power loss, as soon as that is known: from the first
+    /// on, as each is found by those before it alone, which may lie on other drives.
+    async fn are_promised(&self, registration: &Registration, hashes: &[SequenceHash]) -> bool {
+        let mut before = None;
+        loop {
+            let records = self.last_records(registration, hashes);
+            // What has moved meanwhile is asked for again.
+            let records = records.filter(|now| self.is_synced() && before.as_ref() != Some(now));
+            let Some(records) = records else { return false };
+            if self.all_promised(&records).await {
+                return true;
             }
+            before = Some(records);
         }
-        for address in &last {
-            if !self.disk(drive).journal.promised(*address).await {
+    }
+
+    /// Whether these records, and all before each in its segment, would survive.
+    pub(crate) async fn all_promised(&self, records: &BTreeMap<Group, RecordAddress>) -> bool {
+        for (group, address) in records {
+            if !self.disk(group.drive()).journal.promised(*address).await {
                 return false;
             }
         }
-        !last.is_empty()
+        true
+    }
+
+    /// Of each segment that blocks lie in, the last one's place; `None` where one has gone.
+    fn last_records(
+        &self,
+        registration: &Registration,
+        hashes: &[SequenceHash],
+    ) -> Option<BTreeMap<Group, RecordAddress>> {
+        let mut last: BTreeMap<Group, RecordAddress> = BTreeMap::new();
+        let state = self.state();
+        for &sequence in hashes {
+            let place = state.chain.get(BlockKey { sequence, shard: registration.shard })?;
+            let address = state.segments.address(&place);
+            let known = last.entry(place.group).or_insert(address);
+            known.offset = known.offset.max(address.offset);
+        }
+        Some(last)
     }
 
     /// The writable drive with the shortest queue for its speed; of equals, the emptiest.

@@ -128,6 +128,11 @@ impl Segments {
         self.get(group).holds > 0
     }
 
+    /// Of all leases on all segments.
+    pub(crate) fn holds(&self) -> u64 {
+        self.drives.iter().flatten().map(|segment| u64::from(segment.holds)).sum()
+    }
+
     /// Whether a block was matched after its segment had been written.
     pub(crate) fn was_hit(&self, group: Group, touched: u32) -> bool {
         touched > self.get(group).written

@@ -108,6 +108,12 @@ impl Node {
             warn!(error = &error as &dyn std::error::Error, "session arena refused");
             Status::BadArena
         })?;
+        self.add_session(arena)
+    }
+
+    /// Takes a worker in, who sends its saves in `arena`.
+    pub fn add_session(&self, arena: Arc<Mapping>) -> Result<SessionId, Status> {
+        let bytes = arena.bytes_len();
         let mut state = self.state();
         if state.draining {
             return Err(Status::Draining);
@@ -125,7 +131,7 @@ impl Node {
     }
 
     /// A worker has gone: nothing is kept for it.
-    fn end_session(&self, id: SessionId) {
+    pub fn end_session(&self, id: SessionId) {
         let mut state = self.state();
         let leases = state.leases.end_session(id);
         let mut freed = false;

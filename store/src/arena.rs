@@ -73,19 +73,25 @@ impl Mapping {
             // A hugetlb mapping reserves its pages, so that one that succeeds never faults for lack
             // of them; where too few are set aside, ordinary pages do.
             let huge = rustix::fs::memfd_create(name, flags | MemfdFlags::HUGETLB);
-            if let Ok(mapping) = huge.map_err(create).and_then(|fd| Self::new_sealed(fd, bytes)) {
+            let huge = huge.map_err(create);
+            if let Ok(mapping) = huge.and_then(|fd| Self::new_sealed(fd, bytes, Self::map_huge)) {
                 return Ok(mapping);
             }
         }
-        Self::new_sealed(rustix::fs::memfd_create(name, flags).map_err(create)?, bytes)
+        let fd = rustix::fs::memfd_create(name, flags).map_err(create)?;
+        Self::new_sealed(fd, bytes, Self::map)
     }
 
-    fn new_sealed(fd: OwnedFd, bytes: u64) -> Result<Arc<Self>, ArenaError> {
+    fn new_sealed(
+        fd: OwnedFd,
+        bytes: u64,
+        map: fn(OwnedFd, u64, Access) -> Result<Self, ArenaError>,
+    ) -> Result<Arc<Self>, ArenaError> {
         let create = |errno: Errno| ArenaError::Create { bytes, source: errno.into() };
         rustix::fs::ftruncate(&fd, bytes).map_err(create)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(create)?;
-        Ok(Arc::new(Self::map(fd, bytes, Access::ReadWrite)?))
+        Ok(Arc::new(map(fd, bytes, Access::ReadWrite)?))
     }
 
     /// Maps what another process shared, if it cannot be shrunk and has the bytes it should.
@@ -102,11 +108,21 @@ impl Mapping {
         Ok(Arc::new(Self::map(fd, bytes, access)?))
     }
 
+    /// As the kernel places it, which it does on huge pages of its own accord. It fails where too few
+    /// are set aside, and then must have touched nothing: no range was given up for it.
+    fn map_huge(fd: OwnedFd, bytes: u64, access: Access) -> Result<Self, ArenaError> {
+        let map = |errno: Errno| ArenaError::Map { bytes, source: errno.into() };
+        let (protection, flags) = (protection(access), MapFlags::SHARED);
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
+        let base =
+            unsafe { mm::mmap(std::ptr::null_mut(), length(bytes), protection, flags, &fd, 0) };
+        let base = base.map_err(map)?;
+        let base = NonNull::new(base.cast()).expect("the kernel maps nothing at null");
+        Ok(Self { base, bytes, access, fd })
+    }
+
     fn map(fd: OwnedFd, bytes: u64, access: Access) -> Result<Self, ArenaError> {
-        let protection = match access {
-            Access::ReadOnly => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
-        };
+        let protection = protection(access);
         let map = |errno: Errno| ArenaError::Map { bytes, source: errno.into() };
         let reserved = Reserved::new(bytes).map_err(map)?;
         let flags = MapFlags::SHARED | MapFlags::FIXED;
@@ -114,9 +130,11 @@ impl Mapping {
         let base = unsafe {
             mm::mmap(reserved.aligned.as_ptr(), length(bytes), protection, flags, &fd, 0)
         };
+        // Also where it failed: that may have taken the reservation away, and another thread's memory
+        // may lie there by now. A range that nobody gives back costs addresses alone.
+        reserved.keep(bytes);
         let base =
             NonNull::new(base.map_err(map)?.cast()).expect("the kernel maps nothing at null");
-        reserved.keep(bytes);
         Ok(Self { base, bytes, access, fd })
     }
 
@@ -162,6 +180,13 @@ impl Mapping {
 
     pub(crate) fn base_pointer(&self) -> *mut c_void {
         self.base.as_ptr().cast()
+    }
+}
+
+fn protection(access: Access) -> ProtFlags {
+    match access {
+        Access::ReadOnly => ProtFlags::READ,
+        Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
     }
 }
 
@@ -321,7 +346,7 @@ pub fn gathers_huge_pages() -> bool {
         "refrain-huge-page",
         MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
     );
-    let mapping = fd.ok().and_then(|fd| Mapping::new_sealed(fd, HUGE_PAGE).ok());
+    let mapping = fd.ok().and_then(|fd| Mapping::new_sealed(fd, HUGE_PAGE, Mapping::map).ok());
     let page = mapping.and_then(|mapping| mapping.region(0, HUGE_PAGE).ok());
     page.is_some_and(|page| page.touch().is_ok() && page.gather().is_ok())
 }

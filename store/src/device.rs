@@ -1,8 +1,12 @@
-//! The seam to a disk: operations in, completions out. The engine knows nothing else of it.
+//! The seam to a disk: operations in, completions out. The engine knows nothing else of it, and
+//! recovery knows no more than [`Medium`].
 
 use crate::arena::Region;
 use rustix::io::Errno;
+use std::fmt::Debug;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,6 +55,30 @@ pub trait Device {
 
     /// Sleeps until something completes, somebody wakes it, or `timeout` passes.
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+/// One segment's bytes, for those who wait for each call: recovery and repair.
+pub trait Medium: Debug + Send + Sync {
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// What was written survives a power loss from now on.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl Medium for File {
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, bytes, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
 }
 
 /// Ends a sleep of `Device::wait` from another thread.

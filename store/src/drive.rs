@@ -23,13 +23,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 use thiserror::Error;
 
 mod opening;
 mod repair;
+mod worker;
 
 pub use opening::{KnownSegment, Opening};
+pub use worker::{Round, Worker};
 
 /// How the device is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,78 +229,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the thread is made of, apart from its device, which it makes itself.
-struct Worker {
-    engine: Engine,
-    commands: Receiver<Command>,
-    segments: Arc<Mutex<Vec<SegmentStatus>>>,
-    /// Locked for as long as the thread may write.
-    directory: Directory,
-}
-
-impl Worker {
-    fn run(mut self, device: &mut dyn Device, waker: &Waker) {
-        let mut done = Vec::new();
-        let mut stopping = false;
-        loop {
-            waker.lower();
-            stopping |= self.take_commands(device);
-            if stopping {
-                self.engine.stop();
-            }
-            self.start_all(device);
-            if self.engine.take_segments_changed() {
-                *locked(&self.segments) = self.engine.segments();
-            }
-            if stopping && self.engine.is_idle() {
-                return;
-            }
-            let now = Instant::now();
-            let timeout = self.engine.deadline().map(|at| at.saturating_duration_since(now));
-            if device.wait(timeout, &mut done).is_err() {
-                // The ring itself is broken: replies are dropped, which answers everybody.
-                return;
-            }
-            let now = Instant::now();
-            for completion in done.drain(..) {
-                self.engine.complete(completion, now);
-            }
-            if self.engine.has_arrived() {
-                // The device works on the next reads while these are checked.
-                self.start_all(device);
-                device.flush();
-                self.engine.check_arrived();
-            }
-        }
-    }
-
-    /// Gives the device what the limits allow.
-    fn start_all(&mut self, device: &mut dyn Device) {
-        self.engine.advance(Instant::now());
-        while let Some((op, operation)) = self.engine.next_operation() {
-            device.start(op, operation);
-        }
-    }
-
-    /// Whether the drive should stop.
-    fn take_commands(&mut self, device: &mut dyn Device) -> bool {
-        loop {
-            match self.commands.try_recv() {
-                Ok(Command::Read(records)) => self.engine.read(records),
-                Ok(Command::Append(append)) => self.engine.append(*append, Instant::now()),
-                Ok(Command::Release(segment)) => self.engine.release(segment),
-                Ok(Command::Adopt(memory)) => device.adopt(&memory),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return true,
-                Err(TryRecvError::Empty) => return false,
-            }
-        }
-    }
-}
-
 fn start_thread(
     files: Vec<File>,
     io_engine: IoEngine,
     worker: Worker,
+    directory: Directory,
 ) -> Result<(JoinHandle<()>, Waker, &'static str), OpenError> {
     let (ready, started) = sync_channel(1);
     let thread = std::thread::Builder::new().name("refrain-drive".into());
@@ -315,6 +249,8 @@ fn start_thread(
         if ready.send(Ok((waker.clone(), name))).is_ok() {
             worker.run(&mut *device, &waker);
         }
+        // Locked for as long as this thread may have written.
+        drop(directory);
     });
     let thread = thread.map_err(OpenError::Thread)?;
     let gone = || OpenError::Thread(io::Error::other("the thread ended before it began"));

@@ -103,6 +103,8 @@ pub struct Engine {
     free: Vec<OpId>,
     in_flight: usize,
     started: VecDeque<(OpId, DeviceOp)>,
+    /// The time of the last `advance`.
+    advanced: Option<Instant>,
     counters: Arc<Counters>,
 }
 
@@ -125,6 +127,7 @@ impl Engine {
             free: Vec::new(),
             in_flight: 0,
             started: VecDeque::new(),
+            advanced: None,
             counters,
         }
     }
@@ -153,9 +156,11 @@ impl Engine {
         self.in_flight == 0 && self.started.is_empty() && self.log.is_idle()
     }
 
-    /// When `advance` must be called again even if nothing completes.
+    /// When `advance` must be called again even if nothing completes. What was due at its last call
+    /// and could not begin waits for a completion: the time alone changes nothing for it.
     pub fn deadline(&self) -> Option<Instant> {
-        self.log.deadline(&self.limits)
+        let is_ahead = |at: &Instant| self.advanced.is_none_or(|advanced| *at > advanced);
+        self.log.deadlines(&self.limits).filter(is_ahead).min()
     }
 
     /// The segments as they stand.
@@ -170,6 +175,7 @@ impl Engine {
 
     /// Starts what the limits allow; the operations come out of `next_operation`.
     pub fn advance(&mut self, now: Instant) {
+        self.advanced = Some(now);
         while self.in_flight < self.limits.operations
             && (self.reads.bytes_in_flight() < self.limits.read_bytes)
         {
@@ -209,25 +215,28 @@ impl Engine {
         let slot = usize::try_from(completion.op.0).expect("32 bits fit");
         let mut running = self.running[slot].take().expect("a completion has its operation");
         let wanted = running.operation.bytes();
+        // How far it got, where it goes on: whole pages count, as a direct transfer goes on at one.
+        let reached = match completion.result {
+            // Nothing was done, not even a sync of no bytes.
+            Err(Errno::INTR | Errno::AGAIN) => Some(0),
+            Ok(bytes) if 0 < bytes && bytes < wanted => Some(bytes - bytes % PAGE_SIZE),
+            Ok(_) | Err(_) => None,
+        };
+        if let Some(bytes) = reached {
+            running.operation = rest(&running.operation, bytes);
+            running.transferred += bytes;
+            let operation = running.operation.clone();
+            self.running[slot] = Some(running);
+            self.started.push_back((completion.op, operation));
+            return;
+        }
         let result = match completion.result {
-            Err(Errno::INTR | Errno::AGAIN) => Ok(0),
             // A file that ends early, or a device that takes nothing more.
             Ok(0) if wanted > 0 => Err(Errno::NODATA),
-            other => other,
+            Ok(_) => Ok(()),
+            Err(errno) => Err(errno),
         };
-        match result {
-            Ok(bytes) if bytes < wanted => {
-                // Whole pages count: a direct transfer continues on a page.
-                let bytes = bytes - bytes % PAGE_SIZE;
-                running.operation = rest(&running.operation, bytes);
-                running.transferred += bytes;
-                let operation = running.operation.clone();
-                self.running[slot] = Some(running);
-                self.started.push_back((completion.op, operation));
-            }
-            Ok(_) => self.finish(completion.op, &running, Ok(()), now),
-            Err(errno) => self.finish(completion.op, &running, Err(errno), now),
-        }
+        self.finish(completion.op, &running, result, now);
     }
 
     fn finish(&mut self, op: OpId, running: &Running, result: Result<(), Errno>, now: Instant) {

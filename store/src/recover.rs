@@ -3,15 +3,14 @@
 
 use crate::arena::{ArenaError, Mapping, Region};
 use crate::check::{self, ReadError, Wanted};
+use crate::device::Medium;
 use crate::engine::entry_of;
 use crate::format::{HeaderBytes, RecordHeader, checksum};
 use crate::geometry::{
     Generation, HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress, SegmentId, TRAILER_SIZE,
 };
 use crate::segment::{Entry, HeadPage, SegmentHead, Trailer, decode_footer, footer_length};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -95,7 +94,7 @@ impl SegmentProblem {
 /// A segment as it is looked through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SegmentFile<'a> {
-    pub(crate) file: &'a File,
+    pub(crate) file: &'a dyn Medium,
     pub(crate) head: SegmentHead,
     pub(crate) store_id: [u8; 16],
     pub(crate) segment_bytes: u64,
@@ -116,7 +115,7 @@ impl SegmentFile<'_> {
 
 /// The head of a segment; where there is none to trust, an unused one and the reason.
 pub(crate) fn head(
-    file: &File,
+    file: &dyn Medium,
     id: SegmentId,
     store_id: [u8; 16],
 ) -> (SegmentHead, Option<SegmentProblem>) {
@@ -149,9 +148,11 @@ pub(crate) fn head(
         }
     }
     match (best, problem) {
-        // A torn bump leaves the copy before, which stands.
-        (Some(head), None | Some(SegmentProblem::DamagedHead { .. })) => (head, None),
-        (_, problem) => (unused, problem),
+        (_, newer @ Some(SegmentProblem::NewerVersion { .. })) => (unused, newer),
+        // A torn bump leaves the copy before, and so does another segment's head that was written
+        // here: it stands. Of a file in a wrong place neither copy is this segment's.
+        (Some(head), _) => (head, None),
+        (None, problem) => (unused, problem),
     }
 }
 
@@ -304,7 +305,7 @@ fn read_error(error: &io::Error) -> ReadError {
     ReadError::Io(rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO))
 }
 
-pub(crate) fn read_pages(file: &File, offset: u64, length: u64) -> io::Result<Region> {
+pub(crate) fn read_pages(file: &dyn Medium, offset: u64, length: u64) -> io::Result<Region> {
     let memory = Mapping::create("refrain-scan", length).map_err(io::Error::other)?;
     let region = memory.region(0, length).expect("the whole mapping");
     region.fill_with(|bytes| file.read_exact_at(bytes, offset))?;

@@ -152,7 +152,8 @@ fn flipped_bits_in_the_files_are_found_or_harmless() {
 fn a_value_under_another_key_is_damage() {
     let fixture = Fixture::new();
     let (catalog, _) = fixture.open();
-    catalog.db.put(place_key(RUN, 3, START), encode_run(&run(4, 1, START, 1))).unwrap();
+    let moved = put(place_key(RUN, 3, START), encode_run(&run(4, 1, START, 1)));
+    catalog.pairs.write(vec![moved]).unwrap();
     assert!(matches!(catalog.load(START), Err(CatalogError::Damaged)));
     let catalog = catalog.emptied(STORE_ID).unwrap();
     assert_eq!(catalog.load(START).unwrap(), []);

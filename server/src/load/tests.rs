@@ -12,7 +12,9 @@ fn load(blocks: u32, deadline: Duration) -> Load {
     let arena = Arena::new(Mapping::create("test", 16 << 20).unwrap());
     let frames = (0..blocks).map(|_| Arc::new(arena.allocate(layout.stored_length()).unwrap()));
     let from_host = (0..blocks).map(|block| block == 0).collect();
-    Load::new((blocks, frames.collect()), from_host, layout, Instant::now() + deadline, None)
+    let deadline = Instant::now() + deadline;
+    let clock = Clock::system();
+    Load::new((blocks, frames.collect()), from_host, layout, deadline, None, clock)
 }
 
 fn ready(stripe: u32, first_block: u32, blocks: u32) -> Ready {

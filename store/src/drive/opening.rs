@@ -1,19 +1,22 @@
 //! A store that is open and locked, and does not serve yet: the time of recovery.
 
 use super::{
-    Arc, Arena, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
-    GroupEvent, Limits, Mapping, Mutex, NewStore, OpenError, Path, QUEUE, RECORDS_START,
-    SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem, SegmentSetup,
-    SegmentState, SegmentStatus, Setup, Shared, Worker, adopt_memory, files, recover, start_thread,
-    sync_channel,
+    Arc, Arena, Command, Counters, Directory, Drive, DriveConfig, Engine, Entry, File, Generation,
+    GroupEvent, JoinHandle, Limits, Mapping, Mutex, NewStore, OpenError, Path, PathBuf, QUEUE,
+    RECORDS_START, SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId, SegmentProblem,
+    SegmentSetup, SegmentState, SegmentStatus, Setup, Shared, SyncSender, Waker, Worker,
+    adopt_memory, files, recover, start_thread, sync_channel,
 };
 use super::{Durability, IoEngine};
 use crate::check::{ReadError, Wanted};
+use crate::device::Medium;
 use crate::directory::Access;
 use crate::files::FilesError;
 use crate::format::RecordHeader;
 use crate::geometry::PAGE_SIZE;
 use crate::recover::{Damage, Examined, Inspected, SegmentFile};
+use crate::superblock::Superblock;
+use std::io;
 
 mod outline;
 
@@ -28,11 +31,14 @@ pub struct KnownSegment {
     pub entries: Vec<Entry>,
 }
 
-/// An open, locked store.
+/// An open, locked store over media `M`: files in a directory, unless it is simulated.
 #[derive(Debug)]
-pub struct Opening {
-    pub(super) directory: Directory,
-    pub(super) files: Vec<File>,
+pub struct Opening<M = File> {
+    /// Holds the lock. Media that are no files have none.
+    pub(super) directory: Option<Directory>,
+    superblock: Superblock,
+    path: PathBuf,
+    pub(super) media: Vec<M>,
     /// Whole pages of each file, up to the size of a segment.
     pub(super) available: Vec<u64>,
     pub(super) heads: Vec<SegmentHead>,
@@ -40,6 +46,35 @@ pub struct Opening {
     io_engine: IoEngine,
     durability: Durability,
     limits: Limits,
+}
+
+/// What a drive's handle is made of, but for who runs it.
+struct Parts {
+    commands: SyncSender<Command>,
+    counters: Arc<Counters>,
+    segments: Arc<Mutex<Vec<SegmentStatus>>>,
+    superblock: Superblock,
+    segment_count: u32,
+    path: PathBuf,
+}
+
+impl Parts {
+    fn drive(self, waker: Waker, io_engine: &'static str, thread: Option<JoinHandle<()>>) -> Drive {
+        let Self { commands, counters, segments, superblock, segment_count, path } = self;
+        let shared = Shared {
+            commands,
+            waker,
+            counters,
+            segments,
+            thread: Mutex::new(thread),
+            io_engine,
+            capacity_bytes: superblock.capacity_bytes,
+            segment_bytes: superblock.segment_bytes,
+            segment_count,
+            path,
+        };
+        Drive { shared: Arc::new(shared) }
+    }
 }
 
 /// Segments of a new store are as many as this, where that gives them a usual size.
@@ -90,24 +125,84 @@ impl Opening {
         }
         let truncated = truncated.into_iter();
         let problems = truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found });
-        let problems = problems.collect();
-        let heads = Vec::new();
-        let mut opening = Self {
-            directory,
-            files,
+        Self {
+            superblock: *directory.superblock(),
+            path: directory.path().into(),
+            directory: Some(directory),
+            media: files,
             available,
-            heads,
-            problems,
+            heads: Vec::new(),
+            problems: problems.collect(),
             io_engine,
             durability,
             limits: Limits::default(),
-        };
-        opening.look_at_heads();
+        }
+        .entered()
+    }
+
+    /// Starts the drive's thread over what is `known`; segments that are not are free.
+    pub fn start(
+        mut self,
+        arenas: &[Arc<Mapping>],
+        known: Vec<KnownSegment>,
+        on_group: Box<dyn FnMut(GroupEvent) + Send>,
+    ) -> Result<Drive, OpenError> {
+        let directory = self.directory.take().expect("files lie in a directory");
+        assert_eq!(directory.access(), Access::ReadWrite, "a drive writes");
+        let io_engine = self.io_engine;
+        let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
+        let mut adopted = vec![Arc::clone(&scratch)];
+        adopted.extend_from_slice(arenas);
+        let (parts, worker, files) = self.into_parts(scratch, known, on_group);
+        let (thread, waker, io_engine) = start_thread(files, io_engine, worker, directory)?;
+        adopt_memory(adopted, parts.commands.clone(), waker.clone())?;
+        Ok(parts.drive(waker, io_engine, Some(thread)))
+    }
+}
+
+impl<M: Medium> Opening<M> {
+    /// A store over whole segments that are no files, for whoever gives it a device later.
+    pub fn over(
+        superblock: Superblock,
+        path: PathBuf,
+        media: Vec<M>,
+        durability: Durability,
+    ) -> Result<Self, OpenError> {
+        Self {
+            directory: None,
+            superblock,
+            path,
+            available: vec![superblock.segment_bytes; media.len()],
+            media,
+            heads: Vec::new(),
+            problems: Vec::new(),
+            io_engine: IoEngine::Auto,
+            durability,
+            limits: Limits::default(),
+        }
+        .entered()
+    }
+
+    /// The drive as [`Opening::start`] has it, without its thread: whoever holds the worker is
+    /// that thread. `waker` says that there is work for it.
+    pub fn detached(
+        self,
+        waker: Waker,
+        scratch: Arc<Mapping>,
+        known: Vec<KnownSegment>,
+        on_group: Box<dyn FnMut(GroupEvent) + Send>,
+    ) -> (Drive, Worker) {
+        let (parts, worker, _) = self.into_parts(scratch, known, on_group);
+        (parts.drive(waker, "detached", None), worker)
+    }
+
+    fn entered(mut self) -> Result<Self, OpenError> {
+        self.look_at_heads();
         let newer =
             |problem: &&SegmentProblem| matches!(problem, SegmentProblem::NewerVersion { .. });
-        match opening.problems.iter().find(newer) {
+        match self.problems.iter().find(newer) {
             Some(&problem) => Err(problem.into()),
-            None => Ok(opening),
+            None => Ok(self),
         }
     }
 
@@ -116,7 +211,7 @@ impl Opening {
         let store_id = self.store_id();
         self.heads.clear();
         self.problems.retain(|problem| matches!(problem, SegmentProblem::Truncated { .. }));
-        for (id, file) in (0..).map(SegmentId).zip(&self.files) {
+        for (id, file) in (0..).map(SegmentId).zip(&self.media) {
             let (head, problem) = recover::head(file, id, store_id);
             let cut = SegmentProblem::Unreadable { id };
             let known = |problem: &SegmentProblem| matches!(problem, SegmentProblem::Truncated { id: at, .. } if *at == id);
@@ -151,19 +246,19 @@ impl Opening {
     }
 
     pub fn store_id(&self) -> [u8; 16] {
-        self.directory.superblock().store_id
+        self.superblock.store_id
     }
 
     pub fn path(&self) -> &Path {
-        self.directory.path()
+        &self.path
     }
 
     pub fn segment_bytes(&self) -> u64 {
-        self.directory.superblock().segment_bytes
+        self.superblock.segment_bytes
     }
 
     pub fn capacity_bytes(&self) -> u64 {
-        self.directory.superblock().capacity_bytes
+        self.superblock.capacity_bytes
     }
 
     pub fn segment_count(&self) -> u32 {
@@ -210,10 +305,15 @@ impl Opening {
         recover::inspect_record(&segment, &wanted(&segment, entry), entry)
     }
 
+    /// Makes durable what a scan of a segment has found.
+    pub fn sync(&self, segment: SegmentId) -> io::Result<()> {
+        self.segment(segment).file.sync()
+    }
+
     pub(super) fn segment(&self, id: SegmentId) -> SegmentFile<'_> {
         let index = usize::try_from(id.0).expect("32 bits fit");
         SegmentFile {
-            file: &self.files[index],
+            file: &self.media[index],
             head: self.heads[index],
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
@@ -221,18 +321,13 @@ impl Opening {
         }
     }
 
-    /// Starts the drive's thread over what is `known`; segments that are not are free.
-    pub fn start(
+    fn into_parts(
         self,
-        arenas: &[Arc<Mapping>],
+        scratch: Arc<Mapping>,
         known: Vec<KnownSegment>,
         on_group: Box<dyn FnMut(GroupEvent) + Send>,
-    ) -> Result<Drive, OpenError> {
-        assert_eq!(self.directory.access(), Access::ReadWrite, "a drive writes");
+    ) -> (Parts, Worker, Vec<M>) {
         let counters = Arc::new(Counters::default());
-        let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
-        let mut adopted = vec![Arc::clone(&scratch)];
-        adopted.extend_from_slice(arenas);
         let engine = Engine::new(Setup {
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
@@ -245,30 +340,11 @@ impl Opening {
         });
         let segments = Arc::new(Mutex::new(engine.segments()));
         let (commands, receiver) = sync_channel(QUEUE);
-        let worker = Worker {
-            engine,
-            commands: receiver,
-            segments: Arc::clone(&segments),
-            directory: self.directory,
-        };
-        let superblock = *worker.directory.superblock();
-        let path = worker.directory.path().to_path_buf();
-        let segment_count = u32::try_from(self.files.len()).expect("ids have 32 bits");
-        let (thread, waker, io_engine) = start_thread(self.files, self.io_engine, worker)?;
-        adopt_memory(adopted, commands.clone(), waker.clone())?;
-        let shared = Shared {
-            commands,
-            waker,
-            counters,
-            segments,
-            thread: Mutex::new(Some(thread)),
-            io_engine,
-            capacity_bytes: superblock.capacity_bytes,
-            segment_bytes: superblock.segment_bytes,
-            segment_count,
-            path,
-        };
-        Ok(Drive { shared: Arc::new(shared) })
+        let worker =
+            Worker { engine, commands: receiver, segments: Arc::clone(&segments), stopping: false };
+        let segment_count = self.segment_count();
+        let Self { superblock, path, media, .. } = self;
+        (Parts { commands, counters, segments, superblock, segment_count, path }, worker, media)
     }
 
     fn setups(&self, known: Vec<KnownSegment>) -> Vec<SegmentSetup> {

@@ -1,47 +1,21 @@
 //! What a repair may do to a stopped store. Each step leaves a store that opens.
 
 use super::{Entry, Mapping, Opening, SegmentHead, SegmentId, SegmentProblem, files, recover};
+use crate::device::Medium;
 use crate::format::{RecordHeader, Stripe};
 use crate::geometry::{
     Generation, HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress, TRAILER_SIZE,
 };
 use crate::segment::{Trailer, encode_footer, footer_length};
 use rustix::fs::RenameFlags;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 impl Opening {
     /// Puts files that were swapped back in their places, and gives a head to every segment whose
     /// own is damaged: that of its records where they tell it, else that of an empty segment.
     pub fn repair_segments(&mut self) -> io::Result<()> {
         self.exchange_swapped()?;
-        let mut birth = self.heads.iter().map(|head| head.birth).max().unwrap_or(0);
-        for index in 0..self.heads.len() {
-            let head = self.heads[index];
-            let untrusted = self.problems.iter().any(|problem| match *problem {
-                SegmentProblem::Swapped { id, .. }
-                | SegmentProblem::OtherStore { id }
-                | SegmentProblem::DamagedHead { id } => id == head.id,
-                SegmentProblem::Truncated { .. }
-                | SegmentProblem::NewerVersion { .. }
-                | SegmentProblem::Unreadable { .. } => false,
-            });
-            let damaged = recover::has_damaged_head(&self.files[index], self.store_id());
-            if !untrusted && !damaged {
-                continue;
-            }
-            let known = recover::first_generation(&self.segment(head.id));
-            let known = known.filter(|&known| untrusted || known > head.generation);
-            if untrusted || known.is_some() {
-                birth += 1;
-                self.heads[index].birth = birth;
-                self.heads[index].generation = known.unwrap_or(head.generation);
-            }
-            write_head(&self.files[index], self.heads[index], self.store_id())?;
-        }
-        self.look_at_heads();
-        Ok(())
+        self.repair_heads()
     }
 
     fn exchange_swapped(&mut self) -> io::Result<()> {
@@ -59,14 +33,47 @@ impl Opening {
                 swapped(found).map(|_| (id, found))
             });
             let Some((id, found)) = exchange else { return Ok(()) };
-            let handle = self.directory.handle();
+            let directory = self.directory.as_ref().expect("files lie in a directory");
+            let handle = directory.handle();
             let (one, other) = (files::name(id), files::name(found));
             rustix::fs::renameat_with(handle, one, handle, other, RenameFlags::EXCHANGE)?;
             rustix::fs::fsync(handle)?;
-            self.files.swap(as_index(id), as_index(found));
+            self.media.swap(as_index(id), as_index(found));
             self.available.swap(as_index(id), as_index(found));
             self.look_at_heads();
         }
+    }
+}
+
+impl<M: Medium> Opening<M> {
+    /// Gives a head to every segment whose own is damaged.
+    pub fn repair_heads(&mut self) -> io::Result<()> {
+        let mut birth = self.heads.iter().map(|head| head.birth).max().unwrap_or(0);
+        for index in 0..self.heads.len() {
+            let head = self.heads[index];
+            let untrusted = self.problems.iter().any(|problem| match *problem {
+                SegmentProblem::Swapped { id, .. }
+                | SegmentProblem::OtherStore { id }
+                | SegmentProblem::DamagedHead { id } => id == head.id,
+                SegmentProblem::Truncated { .. }
+                | SegmentProblem::NewerVersion { .. }
+                | SegmentProblem::Unreadable { .. } => false,
+            });
+            let damaged = recover::has_damaged_head(&self.media[index], head.id, self.store_id());
+            if !untrusted && !damaged {
+                continue;
+            }
+            let known = recover::first_generation(&self.segment(head.id));
+            let known = known.filter(|&known| untrusted || known > head.generation);
+            if untrusted || known.is_some() {
+                birth += 1;
+                self.heads[index].birth = birth;
+                self.heads[index].generation = known.unwrap_or(head.generation);
+            }
+            write_head(&self.media[index], self.heads[index], self.store_id())?;
+        }
+        self.look_at_heads();
+        Ok(())
     }
 
     /// Makes a record count no more, for good. Its place in the segment stays taken.
@@ -147,7 +154,7 @@ fn withdrawn(store_id: [u8; 16], address: RecordAddress, entry: &Entry) -> Recor
 }
 
 /// Both copies alike: a bump that is torn leaves the other.
-fn write_head(file: &File, head: SegmentHead, store_id: [u8; 16]) -> io::Result<()> {
+fn write_head(file: &dyn Medium, head: SegmentHead, store_id: [u8; 16]) -> io::Result<()> {
     let page = head.encode(store_id);
     for generation in [head.generation, Generation(head.generation.0 + 1)] {
         write_page(file, &page[..], SegmentHead::offset(generation))?;
@@ -155,19 +162,19 @@ fn write_head(file: &File, head: SegmentHead, store_id: [u8; 16]) -> io::Result<
     Ok(())
 }
 
-fn write_page(file: &File, page: &[u8], offset: u64) -> io::Result<()> {
+fn write_page(file: &dyn Medium, page: &[u8], offset: u64) -> io::Result<()> {
     assert_eq!(page.len() as u64, PAGE_SIZE, "one page");
     write_pages(file, page, offset)
 }
 
 /// Past the page cache, hence from memory of our own; durable when it returns.
-fn write_pages(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+fn write_pages(file: &dyn Medium, bytes: &[u8], offset: u64) -> io::Result<()> {
     let length = bytes.len() as u64;
     let memory = Mapping::create("refrain-repair", length).map_err(io::Error::other)?;
     let region = memory.region(0, length).map_err(io::Error::other)?;
     region.copy_from(0, bytes);
     file.write_all_at(region.bytes(), offset)?;
-    file.sync_data()
+    file.sync()
 }
 
 fn as_index(id: SegmentId) -> usize {

@@ -273,11 +273,13 @@ impl Log {
             && self.free_segment().is_none()
     }
 
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
+    /// When something becomes due.
+    pub(super) fn deadlines(&self, limits: &Limits) -> impl Iterator<Item = Instant> {
+        let (interval, patience) = (limits.group_interval, limits.space_patience);
         let open = self.current.iter().chain(&self.sealing);
-        let groups = open.filter_map(|open| open.group_deadline(limits.group_interval));
+        let groups = open.filter_map(move |open| open.group_deadline(interval));
         let starving = self.queue.front().filter(|waiting| self.is_starving(waiting));
-        groups.chain(starving.map(|waiting| waiting.since + limits.space_patience)).min()
+        groups.chain(starving.map(move |waiting| waiting.since + patience))
     }
 
     /// The next write that the limits allow, in the order that recovery relies on.
@@ -293,12 +295,13 @@ impl Log {
         if let Some(started) = self.next_of_open(now, limits) {
             return Some(self.started(started, now));
         }
+        self.end_patience(now, limits);
         if self.bytes_in_flight >= write_bytes {
             return None;
         }
         // A record's two halves go to one segment: only then may another take its place.
         let started = self.finish_placing().or_else(|| {
-            self.make_room(now, limits);
+            self.make_room();
             self.place_next().or_else(|| self.prepare_next())
         })?;
         Some(self.started(started, now))
@@ -333,8 +336,20 @@ impl Log {
         started
     }
 
-    /// Puts the segment that is ready in the place of a full one; without one, lets patience end.
-    fn make_room(&mut self, now: Instant, limits: &Limits) {
+    /// Refuses records that found no segment to go to for too long.
+    fn end_patience(&mut self, now: Instant, limits: &Limits) {
+        while let Some(waiting) = self.queue.front()
+            && self.is_starving(waiting)
+            && now.saturating_duration_since(waiting.since) >= limits.space_patience
+        {
+            let waiting = self.queue.pop_front().expect("looked at above");
+            self.queued_bytes -= waiting.append.payload.stored_length();
+            (waiting.append.reply)(Err(AppendError::NoSpace));
+        }
+    }
+
+    /// Puts the segment that is ready in the place of a full one.
+    fn make_room(&mut self) {
         let Some(waiting) = self.queue.front() else { return };
         let length = waiting.append.payload.stored_length();
         let segment_bytes = self.segment_bytes;
@@ -342,20 +357,11 @@ impl Log {
         if self.current.as_ref().is_some_and(fits) {
             return;
         }
-        if self.next.as_ref().is_some_and(OpenSegment::is_prepared) {
-            if let Some(mut full) = std::mem::replace(&mut self.current, self.next.take()) {
-                full.begin_seal();
-                self.sealing.push(full);
-            }
-        } else {
-            while let Some(waiting) = self.queue.front()
-                && self.is_starving(waiting)
-                && now.saturating_duration_since(waiting.since) >= limits.space_patience
-            {
-                let waiting = self.queue.pop_front().expect("looked at above");
-                self.queued_bytes -= waiting.append.payload.stored_length();
-                (waiting.append.reply)(Err(AppendError::NoSpace));
-            }
+        if self.next.as_ref().is_some_and(OpenSegment::is_prepared)
+            && let Some(mut full) = std::mem::replace(&mut self.current, self.next.take())
+        {
+            full.begin_seal();
+            self.sealing.push(full);
         }
     }
 

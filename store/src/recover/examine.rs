@@ -4,10 +4,10 @@
 //! wrong checksum is no trace of a crash: it has rotted.
 
 use super::{Footer, Scan, ScanError, SegmentFile, Window, footer, read_pages, walk};
+use crate::device::Medium;
 use crate::format::{HeaderBytes, MAGIC, RecordHeader};
 use crate::geometry::{Generation, PAGE_SIZE, RECORDS_START, SegmentId};
 use crate::segment::{HeadPage, SegmentHead};
-use std::fs::File;
 use thiserror::Error;
 
 /// What is damaged in a segment, apart from the records that a scan finds.
@@ -52,7 +52,7 @@ pub struct Examined {
 pub(crate) fn examine(segment: &SegmentFile<'_>) -> Result<Examined, ScanError> {
     let id = segment.head.id;
     let mut found = Examined::default();
-    if has_damaged_head(segment.file, segment.store_id) {
+    if has_damaged_head(segment.file, id, segment.store_id) {
         found.damage.push(Damage::Head { segment: id });
     }
     found.scan.end = RECORDS_START;
@@ -82,12 +82,16 @@ pub(crate) fn examine(segment: &SegmentFile<'_>) -> Result<Examined, ScanError> 
     }
 }
 
-/// Whether one of the two copies of the head is neither whole nor unwritten.
-pub(crate) fn has_damaged_head(file: &File, store_id: [u8; 16]) -> bool {
+/// Whether one of the two copies of the head is neither this segment's nor unwritten.
+pub(crate) fn has_damaged_head(file: &dyn Medium, id: SegmentId, store_id: [u8; 16]) -> bool {
     // What cannot be read is told of the segment as a whole.
     let Ok(region) = read_pages(file, 0, RECORDS_START) else { return false };
     let (pages, _) = region.bytes().as_chunks::<4096>();
-    pages.iter().any(|page| SegmentHead::decode(page, store_id) == HeadPage::Damaged)
+    pages.iter().any(|page| match SegmentHead::decode(page, store_id) {
+        HeadPage::Head(head) => head.id != id,
+        HeadPage::Damaged | HeadPage::OtherStore => true,
+        HeadPage::Empty | HeadPage::NewerVersion(_) => false,
+    })
 }
 
 /// The use of a segment that its first record was written in.

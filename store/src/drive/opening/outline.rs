@@ -4,15 +4,14 @@
 //! megabytes over reserved space. Whoever reads such a record is told that it is damaged.
 
 use super::{Entry, Generation, Mapping, Opening, RecordHeader, SegmentHead, SegmentId};
+use crate::device::Medium;
 use crate::engine::{NewRecord, entry_of};
 use crate::format::Stripe;
 use crate::geometry::{HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress};
 use crate::segment::{Trailer, encode_footer, footer_length, has_room};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-impl Opening {
+impl<M: Medium> Opening<M> {
     /// Begins a segment anew with as many of `records` as it holds, payloads left out: sealed with
     /// a footer alone, or open with the headers alone, which is what recovery reads of either.
     pub fn outline(
@@ -28,7 +27,7 @@ impl Opening {
         let index = usize::try_from(segment.0).expect("32 bits fit");
         let generation = Generation(self.heads[index].generation.0 + 1);
         let head = SegmentHead { id: segment, generation, birth };
-        let file = &self.files[index];
+        let file = &self.media[index];
         write_page(file, SegmentHead::offset(generation), &head.encode(store_id)[..])?;
         let (mut entries, mut offset) = (Vec::new(), RECORDS_START);
         let length = crate::geometry::stored_length(payload_length);
@@ -48,14 +47,14 @@ impl Opening {
         if sealed {
             seal(file, (head, store_id), (offset, segment_bytes), &entries)?;
         }
-        file.sync_data()?;
+        file.sync()?;
         self.heads[index] = head;
         Ok(entries)
     }
 }
 
 fn seal(
-    file: &File,
+    file: &dyn Medium,
     (head, store_id): (SegmentHead, [u8; 16]),
     (footer_offset, segment_bytes): (u64, u64),
     entries: &[Entry],
@@ -79,7 +78,7 @@ fn seal(
 }
 
 /// O_DIRECT asks for memory on a page, which a mapping has.
-fn write_page(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+fn write_page(file: &dyn Medium, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let page = Mapping::create("refrain-outline", HEADER_SIZE).map_err(io::Error::other)?;
     let region = page.region(0, HEADER_SIZE).map_err(io::Error::other)?;
     region.copy_from(0, bytes);

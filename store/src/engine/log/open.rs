@@ -217,8 +217,10 @@ impl OpenSegment {
             return sync.then_some((Step::HeadSync, DeviceOp::Sync { file }));
         }
         let all_written = self.written == self.entries.len();
+        let all_promised = self.promised == self.entries.len();
         match self.seal {
-            Seal::Wanted if all_written => self.write_footer(scratch),
+            // A footer vouches for its records: no power loss may leave it without them.
+            Seal::Wanted if all_promised => self.write_footer(scratch),
             Seal::FooterOut { checksum, written } => {
                 self.write_trailer((checksum, written), store_id, segment_bytes, scratch)
             }
@@ -227,7 +229,11 @@ impl OpenSegment {
                 let step = Step::Sync { records: self.written, sealed: true };
                 Some((step, DeviceOp::Sync { file }))
             }
-            Seal::Open | Seal::Wanted if due && !self.syncing && self.written > self.promised => {
+            Seal::Open | Seal::Wanted
+                if (due || self.seal == Seal::Wanted && all_written)
+                    && !self.syncing
+                    && self.written > self.promised =>
+            {
                 self.syncing = true;
                 let step = Step::Sync { records: self.written, sealed: false };
                 Some((step, DeviceOp::Sync { file }))
