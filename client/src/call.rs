@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, TimeoutExpired};
 
 /// A clock can count this far.
 const LIMIT_MAX: Duration = Duration::from_hours(24);
@@ -64,9 +64,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn from_status(status: Status, limit: Duration) -> Self {
         match status.code() {
-            Code::Unavailable | Code::Unauthenticated => Self::Lost(status),
-            // The transport's own timer says `Cancelled`.
-            Code::DeadlineExceeded | Code::Cancelled => Self::Late(limit),
+            // So says the transport's own timer, and a connection that died with the call in it.
+            Code::Cancelled if status.source().is_none_or(is_timer) => Self::Late(limit),
+            Code::Unavailable | Code::Unauthenticated | Code::Cancelled => Self::Lost(status),
+            Code::DeadlineExceeded => Self::Late(limit),
             Code::NotFound => Self::Unknown(status),
             // Only what went wrong on this side of the wire has a source.
             Code::Ok
@@ -88,5 +89,23 @@ impl Failure {
                 }
             }
         }
+    }
+}
+
+fn is_timer(error: &(dyn Error + 'static)) -> bool {
+    error.is::<TimeoutExpired>() || error.source().is_some_and(is_timer)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Proves which failures cost the connection.
+
+    use super::*;
+
+    #[test]
+    fn call_that_the_transport_timed_out_is_late_and_costs_no_connection() {
+        let status = Status::from_error(Box::new(TimeoutExpired(())));
+        let failure = Failure::from_status(status, Duration::ZERO);
+        assert!(matches!(failure, Failure::Late(_)), "{failure:?}");
     }
 }

@@ -116,7 +116,10 @@ class Worker:
     def save(self, tokens, seed: int, blocks: range, **more) -> kv.Saved:
         self.compute(seed, blocks)
         with self.registration.lookup(tokens) as lookup:
-            return lookup.save_from(self.cache, self.pages(blocks), first=blocks.start, **more)
+            saved = lookup.save_from(self.cache, self.pages(blocks), first=blocks.start, **more)
+            # Waited for, so that no call of it is under way afterwards.
+            lookup.release()
+        return saved
 
 
 def expected(seed: int, layer: int, page: int, part: int, parts: int) -> bytes:
