@@ -211,12 +211,11 @@ impl Reserved {
     }
 
     /// Gives all back but the first `bytes` from `aligned` on, which are another mapping by now.
-    fn keep(mut self, bytes: u64) {
+    fn keep(self, bytes: u64) {
         let before = self.aligned.addr().get() - self.start.addr();
         let after = before + length(bytes).next_multiple_of(length(PAGE_SIZE));
         self.unmap(after, self.bytes - after);
         self.unmap(0, before);
-        self.bytes = 0;
     }
 
     fn unmap(&self, from: usize, bytes: usize) {
@@ -226,12 +225,6 @@ impl Reserved {
             let unmapped = unsafe { mm::munmap(start, bytes) };
             debug_assert!(unmapped.is_ok(), "an own reservation unmaps");
         }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.unmap(0, self.bytes);
     }
 }
 
@@ -297,7 +290,6 @@ impl Region {
         write(bytes)
     }
 
-    /// Has the kernel give all pages now, so that nobody waits for them later.
     /// Makes it resident, of huge pages where the kernel can gather them: a device takes larger
     /// pieces at once of such memory. It may be in use meanwhile; contents do not change.
     pub fn populate(&self) -> io::Result<()> {
