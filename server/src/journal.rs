@@ -173,6 +173,13 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    /// Wherever a start ends half-way, RocksDB's threads must not outlive the process's last function.
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while holding one of these.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -8,7 +8,7 @@ use crate::address_file::{AddressFileError, AddressFiles};
 use crate::admin_service::AdminService;
 use crate::announce::{self, Opened};
 use crate::cache_service::CacheService;
-use crate::config::{Config, ConfigError, Invalid, Listen};
+use crate::config::{Config, ConfigError, Invalid};
 use crate::events_service::EventsService;
 use crate::metrics_http::{Health, MetricsHttpError, MetricsServer};
 use crate::node::{Node, NodeError};
@@ -83,13 +83,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         tokio::spawn(server.run(text, watched, closed(stopped.clone())))
     });
 
-    let bound = bind(&config, &listen);
-    if bound.is_err() {
-        // RocksDB's threads must not outlive the process's last function.
-        let stopping = Arc::clone(&node);
-        let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
-    }
-    let (Sockets { grpc, sessions, files: socket_files }, address_files) = bound?;
+    let Sockets { grpc, sessions, files: socket_files } =
+        Sockets::bind(listen.path(), config.socket_mode)?;
+    let directories = config.drives.iter().map(|drive| drive.path.as_path());
+    let address_files = AddressFiles::write(directories, &listen)?;
     let runtime = |source| ServeError::Runtime { source };
     let grpc = UnixListener::from_std(grpc).map_err(runtime)?;
     let sessions = UnixListener::from_std(sessions).map_err(runtime)?;
@@ -137,13 +134,6 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     }
     info!("stopped");
     Ok(())
-}
-
-fn bind(config: &Config, listen: &Listen) -> Result<(Sockets, AddressFiles), ServeError> {
-    let sockets = Sockets::bind(listen.path(), config.socket_mode)?;
-    let directories = config.drives.iter().map(|drive| drive.path.as_path());
-    let address_files = AddressFiles::write(directories, listen)?;
-    Ok((sockets, address_files))
 }
 
 /// Everything that is served over gRPC; health says so from the start.
