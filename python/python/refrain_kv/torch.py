@@ -28,7 +28,25 @@ from . import (
 _Answer = TypeVar("_Answer")
 
 
-class PagedCache:
+class _Closes:
+    """Closed by whoever leaves it."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class PagedCache(_Closes):
     """The tensors that a model keeps its KV in, and the namespace that its prompts are kept under.
 
     `layers` has for each layer its tensor, or its tensors (keys and values). A tensor's first axis
@@ -118,17 +136,6 @@ class PagedCache:
         self._registration.close()
         self._cache.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _lookup(self, tokens: Sequence[int] | torch.Tensor) -> Lookup | None:
         return _unless_absent(lambda: self._registration.lookup(tokens))
 
@@ -138,7 +145,7 @@ class PagedCache:
         return torch.cuda.current_stream(self._device).cuda_stream
 
 
-class Prefix:
+class Prefix(_Closes):
     """What is kept of a prompt, for as long as it is open."""
 
     def __init__(self, cache: PagedCache, lookup: Lookup | None) -> None:
@@ -171,19 +178,8 @@ class Prefix:
         if self._lookup is not None:
             self._lookup.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class LayeredLoad:
+class LayeredLoad(_Closes):
     """A load under way. Leaving it cancels what has not come."""
 
     def __init__(self, cache: PagedCache, lookup: Lookup | None, load: Load | None) -> None:
@@ -207,15 +203,8 @@ class LayeredLoad:
         held = _unless_absent(self._lookup.release)
         return blocks * self._cache.block_tokens if held else 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Cancels what has not come; then the pages are the caller's again."""
         if self._load is not None:
             self._load.cancel()
 
