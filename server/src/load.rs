@@ -13,14 +13,18 @@ use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::{ReadError, Shape};
-use refrain_store::engine::{ReadSink, RecordRead};
+use refrain_store::engine::RecordRead;
 use refrain_store::geometry::{HEADER_SIZE, Layout};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::warn;
+
+mod block_read;
+
+pub(crate) use block_read::BlockRead;
 
 /// Why a matched block was not loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,81 +186,6 @@ fn runs(mut arrived: Vec<(u32, u32)>) -> Vec<Ready> {
         }
     }
     runs
-}
-
-/// A block on its way from a drive.
-pub(crate) struct BlockRead {
-    node: Weak<Node>,
-    key: BlockKey,
-    place: BlockPlace,
-    frame: Arc<Frame>,
-    waiting: Mutex<Waiting>,
-}
-
-impl std::fmt::Debug for BlockRead {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlockRead").field("key", &self.key).finish_non_exhaustive()
-    }
-}
-
-#[derive(Default)]
-struct Waiting {
-    loads: Vec<(Arc<Load>, u32)>,
-    /// Stripes that are there.
-    arrived: Vec<u32>,
-    outcome: Option<Result<(), ReadError>>,
-}
-
-impl BlockRead {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while holding it.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells `load` of what has come and will come of this block, its number `block`.
-    fn join(&self, load: &Arc<Load>, block: u32) {
-        let mut waiting = self.waiting();
-        waiting.arrived.iter().for_each(|&stripe| load.arrive(block, stripe));
-        match &waiting.outcome {
-            None => waiting.loads.push((Arc::clone(load), block)),
-            Some(Ok(())) => {}
-            Some(Err(error)) => load.cut(block, miss_of(error)),
-        }
-    }
-}
-
-impl ReadSink for BlockRead {
-    fn stripe(&self, index: usize) {
-        let mut waiting = self.waiting();
-        let stripe = count(index);
-        waiting.arrived.push(stripe);
-        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
-    }
-
-    fn done(&self, outcome: Result<(), ReadError>) {
-        // First for those who come later, then for those who wait: in between nobody is forgotten.
-        if let Some(node) = self.node.upgrade() {
-            node.finish_read(self, &outcome);
-        }
-        let mut waiting = self.waiting();
-        let loads = std::mem::take(&mut waiting.loads);
-        if let Err(error) = &outcome {
-            for (load, block) in &loads {
-                load.cut(*block, miss_of(error));
-            }
-        }
-        waiting.outcome = Some(outcome);
-    }
-}
-
-fn miss_of(error: &ReadError) -> Miss {
-    if *error == ReadError::Deadline {
-        Miss::Deadline
-    } else if error.is_damage() {
-        Miss::Damaged
-    } else {
-        Miss::Drive
-    }
 }
 
 /// Who delivers a block to a load.

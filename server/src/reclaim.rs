@@ -346,18 +346,9 @@ impl Node {
     ) -> Option<oneshot::Receiver<Result<Stored, refrain_store::engine::AppendError>>> {
         let page = frame.region().bytes().first_chunk()?;
         let header = RecordHeader::decode(page).ok()?;
-        let record = NewRecord {
-            key_scheme: header.key_scheme,
-            sequence_hash: header.sequence_hash,
-            shard: header.shard,
-            parent: header.parent,
-            namespace: header.namespace,
-            epoch: header.epoch,
-            position: header.position,
-        };
         let (answer, stored) = oneshot::channel();
         let append = Append {
-            header: record,
+            header: NewRecord::from(&header),
             payload: Payload::of_record(&header, frame.region()).ok()?,
             keep: Some(Box::new(Arc::clone(frame))),
             reply: Box::new(move |outcome| {

@@ -12,14 +12,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod append;
 mod log;
 mod payload;
 mod rate;
 mod reads;
 mod segments;
 
-pub(crate) use log::entry_of;
-pub use log::{Append, AppendError, Durability, GroupEvent, NewRecord, Reply, Stored};
+pub(crate) use append::entry_of;
+pub use append::{Append, AppendError, NewRecord, Reply, Stored};
+pub use log::{Durability, GroupEvent};
 pub use payload::Payload;
 pub use reads::{ReadSink, RecordRead};
 pub use segments::{SegmentSetup, SegmentState, SegmentStatus};

@@ -2,7 +2,8 @@
 
 use super::super::Limits;
 use super::super::segments::SegmentStatus;
-use super::{Append, AppendError, GroupEvent, Reply, Stored};
+use super::super::{Append, AppendError, Reply, Stored};
+use super::GroupEvent;
 use crate::arena::{Arena, Frame};
 use crate::device::DeviceOp;
 use crate::geometry::{HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress, SegmentId};

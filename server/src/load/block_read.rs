@@ -1,0 +1,85 @@
+//! A block on its way from a drive, shared by all loads that want it.
+
+use super::{Load, Miss, count};
+use crate::node::Node;
+use crate::place::BlockPlace;
+use refrain_index::chain::BlockKey;
+use refrain_store::arena::Frame;
+use refrain_store::check::ReadError;
+use refrain_store::engine::ReadSink;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A block on its way from a drive.
+pub(crate) struct BlockRead {
+    pub(super) node: Weak<Node>,
+    pub(super) key: BlockKey,
+    pub(super) place: BlockPlace,
+    pub(super) frame: Arc<Frame>,
+    pub(super) waiting: Mutex<Waiting>,
+}
+
+impl std::fmt::Debug for BlockRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockRead").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Waiting {
+    loads: Vec<(Arc<Load>, u32)>,
+    /// Stripes that are there.
+    arrived: Vec<u32>,
+    outcome: Option<Result<(), ReadError>>,
+}
+
+impl BlockRead {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while holding it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `load` of what has come and will come of this block, its number `block`.
+    pub(super) fn join(&self, load: &Arc<Load>, block: u32) {
+        let mut waiting = self.waiting();
+        waiting.arrived.iter().for_each(|&stripe| load.arrive(block, stripe));
+        match &waiting.outcome {
+            None => waiting.loads.push((Arc::clone(load), block)),
+            Some(Ok(())) => {}
+            Some(Err(error)) => load.cut(block, miss_of(error)),
+        }
+    }
+}
+
+impl ReadSink for BlockRead {
+    fn stripe(&self, index: usize) {
+        let mut waiting = self.waiting();
+        let stripe = count(index);
+        waiting.arrived.push(stripe);
+        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+    }
+
+    fn done(&self, outcome: Result<(), ReadError>) {
+        // First for those who come later, then for those who wait: in between nobody is forgotten.
+        if let Some(node) = self.node.upgrade() {
+            node.finish_read(self, &outcome);
+        }
+        let mut waiting = self.waiting();
+        let loads = std::mem::take(&mut waiting.loads);
+        if let Err(error) = &outcome {
+            for (load, block) in &loads {
+                load.cut(*block, miss_of(error));
+            }
+        }
+        waiting.outcome = Some(outcome);
+    }
+}
+
+fn miss_of(error: &ReadError) -> Miss {
+    if *error == ReadError::Deadline {
+        Miss::Deadline
+    } else if error.is_damage() {
+        Miss::Damaged
+    } else {
+        Miss::Drive
+    }
+}
