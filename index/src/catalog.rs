@@ -65,6 +65,11 @@ impl Withdrawn {
         self.0.insert((segment, generation, offset));
     }
 
+    /// Whether a record of this use of a segment was withdrawn that lay at `end` or behind it.
+    pub fn reaches(&self, segment: u32, generation: u64, end: u64) -> bool {
+        self.0.iter().any(|&(of, in_use, at)| (of, in_use) == (segment, generation) && at >= end)
+    }
+
     /// Keeps those of a segment's rows that still count.
     pub fn leave_out(&self, segment: u32, generation: u64, rows: &mut Vec<Row>) {
         if !self.0.is_empty() {

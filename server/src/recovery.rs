@@ -160,8 +160,11 @@ impl Records {
         self.withdrawn.leave_out(head.id.0, head.generation.0, &mut new);
         let known = rows.map_or(&[][..], |rows| &rows.rows);
         self.add(head, known.iter().copied().chain(new));
+        // A record that was withdrawn and then lost: another in its place would be taken for it.
+        let is_spent = self.withdrawn.reaches(head.id.0, head.generation.0, end);
         if is_durable {
-            self.take(head, end, sealed, if sealed { Vec::new() } else { entries });
+            let is_full = sealed || is_spent;
+            self.take(head, end, is_full, if is_full { Vec::new() } else { entries });
         } else {
             self.unsynced.push(head.id);
             self.take(head, end, true, Vec::new());
