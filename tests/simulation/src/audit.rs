@@ -70,13 +70,13 @@ impl World {
 }
 
 /// What must be found again.
-pub(crate) fn owed_after(context: &Context, end: End) -> Vec<Owed> {
+pub(crate) fn owed_after(context: &Context, end: End, has_holes: bool) -> Vec<Owed> {
     let model = context.model();
     let places = places(context);
     // What a drive finished and synced is there again, promised or not.
     let is_whole = context.node.drives().all(|drive| drive.stats().writable);
     let is_owed = |key: &BlockKey| match end {
-        End::Stop if is_whole => true,
+        End::Stop if is_whole && !has_holes => true,
         End::Stop | End::Cut(_) => model.is_promised(*key),
     };
     let owed = places.keys().copied().filter(is_owed).map(|key| Owed {

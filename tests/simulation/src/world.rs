@@ -21,6 +21,7 @@ use refrain_server::clock::{Clock, Time};
 use refrain_server::config::{Config, DriveEntry};
 use refrain_server::node::Node;
 use refrain_server::place::DriveId;
+use refrain_store::engine::Durability;
 use std::cell::{Cell, RefCell};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,9 @@ pub struct World {
     pub(crate) model: Rc<RefCell<Model>>,
     counts: Rc<Counts>,
     pub(crate) owed: Vec<Owed>,
+    /// The power was lost where nothing is synced: what is behind a hole is known to the catalogue
+    /// alone.
+    has_holes: bool,
     directory: PathBuf,
     pub(crate) faulty: bool,
     steps: u64,
@@ -113,6 +117,7 @@ impl World {
             families,
             counts: Rc::default(),
             owed: Vec::new(),
+            has_holes: false,
             directory: directory.into(),
             faulty: false,
             steps: 0,
@@ -352,7 +357,9 @@ impl World {
     }
 
     fn end(&mut self, context: Rc<Context>, end: End) {
-        self.owed = owed_after(&context, end);
+        self.owed = owed_after(&context, end, self.has_holes);
+        let is_synced = self.plan.durability != Durability::None;
+        self.has_holes |= end == End::Cut(Cut::PowerLoss) && !is_synced;
         self.tasks.clear();
         self.time.clear();
         let context = Rc::into_inner(context).expect("clients have gone");
