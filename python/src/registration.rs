@@ -34,9 +34,16 @@ impl Registration {
         })
     }
 
-    fn hashes(&self, hashes: Vec<Vec<u8>>) -> PyResult<Task<refrain_client::Lookup>> {
+    fn hashes(
+        &self,
+        hashes: Vec<Vec<u8>>,
+        separate: bool,
+    ) -> PyResult<Task<refrain_client::Lookup>> {
         let registration = self.0.get()?;
-        let looking_up = async move { registration.lookup(Prompt::Engine(&hashes)).await };
+        let looking_up = async move {
+            let prompt = if separate { Prompt::Separate } else { Prompt::Engine };
+            registration.lookup(prompt(&hashes)).await
+        };
         self.0.session().spawn(looking_up)
     }
 }
@@ -65,12 +72,19 @@ impl Registration {
     }
 
     /// The same by names that an engine has for its blocks, each naming the whole prefix.
-    fn lookup_hashes(&self, py: Python<'_>, hashes: Vec<Vec<u8>>) -> PyResult<Lookup> {
-        Lookup::new(self.0.session(), self.hashes(hashes)?.answer(py)?)
+    #[pyo3(signature = (hashes, *, separate=false))]
+    fn lookup_hashes(
+        &self,
+        py: Python<'_>,
+        hashes: Vec<Vec<u8>>,
+        separate: bool,
+    ) -> PyResult<Lookup> {
+        Lookup::new(self.0.session(), self.hashes(hashes, separate)?.answer(py)?)
     }
 
-    fn begin_lookup_hashes(&self, hashes: Vec<Vec<u8>>) -> PyResult<Pending> {
-        let task = self.hashes(hashes)?;
+    #[pyo3(signature = (hashes, *, separate=false))]
+    fn begin_lookup_hashes(&self, hashes: Vec<Vec<u8>>, separate: bool) -> PyResult<Pending> {
+        let task = self.hashes(hashes, separate)?;
         Ok(Pending::new(self.0.session(), task, Lookup::build))
     }
 

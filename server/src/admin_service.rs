@@ -165,8 +165,8 @@ impl admin_server::Admin for AdminService {
                 Some(unpin_request::Prefix::Block(name)) => vec![key(&name)?],
                 Some(unpin_request::Prefix::Prompt(name)) => {
                     prompt(node, &name, |asked, prompt| {
-                        let hashes = asked.names(prompt).into_iter();
-                        hashes.map(|sequence| BlockKey { sequence, shard: asked.shard }).collect()
+                        let key = |&sequence| BlockKey { sequence, shard: asked.shard };
+                        asked.names(prompt).iter().map(key).collect()
                     })?
                 }
                 None => return Err(Status::invalid_argument("field `prefix` is missing")),

@@ -1,7 +1,7 @@
 //! The `Cache` service: prefixes in, their KV back.
 
 use crate::load::{Ended, Load, Miss};
-use crate::lookup::Prompt;
+use crate::lookup::{Prompt, Residence};
 use crate::namespaces::SessionId;
 use crate::node::Node;
 use crate::save::{Committed, Placed, SaveError};
@@ -84,15 +84,18 @@ impl cache_server::Cache for CacheService {
                 self.0.lookup(&registration, prompt, lease)
             }
             Some(lookup_request::Prompt::Engine(engine)) => {
-                self.0.lookup(&registration, Prompt::Engine(&engine.hashes), lease)
+                let hashes = &engine.hashes;
+                let prompt =
+                    if engine.separate { Prompt::Separate(hashes) } else { Prompt::Engine(hashes) };
+                self.0.lookup(&registration, prompt, lease)
             }
             None => return Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
         };
         Ok(Response::new(v1::LookupResponse {
             lease: found.lease,
             prompt_blocks: found.prompt_blocks,
-            matched_blocks: count(found.in_host.len()),
-            tiers: tiers(&found.in_host),
+            matched_blocks: found.matched_blocks,
+            tiers: tiers(&found.standing),
             expected_load_us: micros(found.expected_load),
             lease_ms: millis(found.lease_time),
         }))
@@ -313,10 +316,14 @@ fn done(ended: Ended) -> load_event::Done {
     }
 }
 
-fn tiers(in_host: &[bool]) -> Vec<v1::TierRun> {
-    let runs = in_host.chunk_by(|left, right| left == right);
-    let run = |run: &[bool]| {
-        let tier = if run[0] { v1::Tier::Host } else { v1::Tier::Ssd };
+fn tiers(standing: &[Residence]) -> Vec<v1::TierRun> {
+    let runs = standing.chunk_by(|left, right| left == right);
+    let run = |run: &[Residence]| {
+        let tier = match run[0] {
+            Residence::Host => v1::Tier::Host,
+            Residence::Ssd => v1::Tier::Ssd,
+            Residence::Absent => v1::Tier::Unspecified,
+        };
         v1::TierRun { tier: tier.into(), blocks: count(run.len()) }
     };
     runs.map(run).collect()

@@ -4,9 +4,9 @@
 //! released, when its time is up, or with its session; a reservation ends with its lease.
 
 use crate::forecast::Work;
+use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::place::{BlockPlace, Group};
-use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Frame;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) type ReservationId = u64;
 pub(crate) struct Lease {
     pub(crate) registration: Arc<Registration>,
     /// Of all full blocks of the prompt.
-    pub(crate) hashes: Arc<[SequenceHash]>,
+    pub(crate) names: Names,
     /// Of those that matched.
     pub(crate) places: Vec<BlockPlace>,
     /// Segments held, each once; none any more when all that matched is loaded.
@@ -42,7 +42,7 @@ pub(crate) struct Lease {
 impl Lease {
     pub(crate) fn new(
         registration: Arc<Registration>,
-        hashes: Arc<[SequenceHash]>,
+        names: Names,
         places: Vec<BlockPlace>,
         (deadline, expected_load): (Instant, Duration),
     ) -> Self {
@@ -51,7 +51,7 @@ impl Lease {
         held.dedup();
         Self {
             registration,
-            hashes,
+            names,
             held,
             frames: Vec::new(),
             loaded: vec![None; places.len()],
@@ -73,7 +73,7 @@ impl Lease {
 pub(crate) struct Reservation {
     pub(crate) lease: LeaseId,
     pub(crate) registration: Arc<Registration>,
-    pub(crate) hashes: Arc<[SequenceHash]>,
+    pub(crate) names: Names,
     /// Not committed yet, in order.
     pub(crate) blocks: VecDeque<u32>,
     /// Of the queue for saves, for each block.
@@ -239,8 +239,8 @@ mod tests {
     }
 
     fn reservation(lease: LeaseId) -> Reservation {
-        let (registration, hashes) = (registration(0), Arc::new([]));
-        Reservation { lease, registration, hashes, blocks: (0..4).collect(), block_bytes: 10 }
+        let (registration, names) = (registration(0), Names::new(Vec::new(), false));
+        Reservation { lease, registration, names, blocks: (0..4).collect(), block_bytes: 10 }
     }
 
     #[test]

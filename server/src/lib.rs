@@ -21,6 +21,7 @@ pub mod load;
 pub mod lookup;
 pub mod metrics;
 mod metrics_http;
+mod names;
 mod namespaces;
 mod naming;
 pub mod node;

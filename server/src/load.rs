@@ -213,7 +213,7 @@ impl Node {
         let end = end.ok_or(LoadRefusal::OutOfRange { matched })?;
         let range = index(first)..index(end);
         let registration = Arc::clone(&held.registration);
-        let wanted: Vec<_> = held.hashes[range.clone()]
+        let wanted: Vec<_> = held.names[range.clone()]
             .iter()
             .map(|&sequence| BlockKey { sequence, shard: registration.shard })
             .zip(held.places[range].iter().copied())

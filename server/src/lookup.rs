@@ -1,12 +1,13 @@
 //! Registrations and lookups: from a prompt to its longest resident prefix, leased.
 
 use crate::leases::{Lease, LeaseId};
+use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
 use crate::place::BlockPlace;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
-use refrain_index::hash::{SequenceHash, TenantKey};
+use refrain_index::hash::{EngineNames, TenantKey};
 use refrain_index::namespace::{Namespace, NamespaceDigest, NamespaceError};
 use refrain_store::geometry::{Layout, LayoutError};
 use refrain_store::segment::record_max;
@@ -58,17 +59,33 @@ pub struct Registered {
 pub struct Match {
     pub lease: LeaseId,
     pub prompt_blocks: u32,
-    /// Of the matched blocks, in order: whether the host tier has each.
-    pub in_host: Vec<bool>,
+    /// From the first one on.
+    pub matched_blocks: u32,
+    /// Of the matched blocks, in order; of separate names, of all.
+    pub standing: Vec<Residence>,
     pub expected_load: Duration,
     pub lease_time: Duration,
+}
+
+/// Where a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// On SSD, and in the host tier.
+    Host,
+    Ssd,
+    Absent,
 }
 
 /// A prompt, as it is named.
 #[derive(Clone, Copy, Debug)]
 pub enum Prompt<'a> {
-    Tokens { tokens: &'a [u32], extra_keys: &'a [Vec<u8>] },
+    Tokens {
+        tokens: &'a [u32],
+        extra_keys: &'a [Vec<u8>],
+    },
     Engine(&'a [Vec<u8>]),
+    /// Blocks that are behind none of the others.
+    Separate(&'a [Vec<u8>]),
 }
 
 impl Node {
@@ -88,8 +105,7 @@ impl Node {
             let found = block_bytes;
             return Err(RegisterError::BlockBytes { found, layers, layer_bytes, expected });
         }
-        let shards = [parallel.tensor, parallel.pipeline, parallel.context];
-        let shards = shards.into_iter().map(u64::from).fold(1, u64::saturating_mul);
+        let shards = parallel.shards();
         if u64::from(shard) >= shards {
             return Err(RegisterError::Shard { shard, shards });
         }
@@ -134,22 +150,21 @@ impl Node {
         lease_time: Option<Duration>,
     ) -> Match {
         let begin = self.clock.now();
-        let hashes: Arc<[SequenceHash]> = hashes(registration, prompt).into();
+        let are_told = tells_names(prompt);
+        let names = names(registration, prompt);
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
         let tick = self.clock.tick();
         let mut state = self.state();
-        let withdrawn = self.withdrawn();
-        let mut places = state.chain.match_prefix(registration.shard, &hashes, tick);
-        let reach = places.iter().zip(hashes.iter()).take_while(|(place, sequence)| {
-            let key = BlockKey { sequence: **sequence, shard: registration.shard };
-            !withdrawn.holds(place) || state.host.contains(key)
-        });
-        places.truncate(reach.count());
-        let in_host = in_host(&state, registration.shard, &hashes, &places);
+        if are_told {
+            state.tell_engine_names(registration);
+        }
+        let (places, standing) = self.match_names(&mut state, registration.shard, &names, tick);
+        let in_host: Vec<_> =
+            standing.iter().take(places.len()).map(|at| *at == Residence::Host).collect();
         let expected_load = self.expected_load(&state, &places, &in_host);
-        let prompt_blocks = count(hashes.len());
+        let (prompt_blocks, matched_blocks) = (count(names.len()), count(places.len()));
         let deadline = self.clock.now() + lease_time;
-        let lease = Lease::new(Arc::clone(registration), hashes, places, (deadline, expected_load));
+        let lease = Lease::new(Arc::clone(registration), names, places, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
         let lease = state.leases.add(lease);
@@ -157,12 +172,44 @@ impl Node {
         if is_first {
             self.leases_changed.notify_one();
         }
+        let matched = standing.iter().filter(|at| **at != Residence::Absent).count();
         self.metrics.looked_up(
             u64::from(prompt_blocks),
-            u64::from(count(in_host.len())),
+            u64::from(count(matched)),
             self.clock.now() - begin,
         );
-        Match { lease, prompt_blocks, in_host, expected_load, lease_time }
+        Match { lease, prompt_blocks, matched_blocks, standing, expected_load, lease_time }
+    }
+
+    /// Where the longest run of resident blocks lies, and how each block stands that was asked for.
+    fn match_names(
+        &self,
+        state: &mut State,
+        shard: u32,
+        names: &Names,
+        tick: u32,
+    ) -> (Vec<BlockPlace>, Vec<Residence>) {
+        let withdrawn = self.withdrawn();
+        let mut places = if names.are_separate() {
+            state.chain.match_each(shard, names, tick)
+        } else {
+            state.chain.match_prefix(shard, names, tick).into_iter().map(Some).collect()
+        };
+        let standing = |(place, &sequence): (&Option<BlockPlace>, _)| {
+            let is_in_host = state.host.contains(BlockKey { sequence, shard });
+            match place {
+                Some(_) if is_in_host => Residence::Host,
+                Some(place) if !withdrawn.holds(place) => Residence::Ssd,
+                _ => Residence::Absent,
+            }
+        };
+        let mut standing: Vec<_> = places.iter().zip(names.iter()).map(standing).collect();
+        let reach = standing.iter().take_while(|at| **at != Residence::Absent).count();
+        if !names.are_separate() {
+            standing.truncate(reach);
+        }
+        places.truncate(reach);
+        (places.into_iter().flatten().collect(), standing)
     }
 
     /// Of all matched blocks, as the drives stand now.
@@ -199,8 +246,9 @@ impl Node {
 }
 
 /// The names of a prompt's full blocks.
-pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
-    let Registration { key, digest, block_tokens, .. } = registration;
+pub(crate) fn names(registration: &Registration, prompt: Prompt<'_>) -> Names {
+    let Registration { key, engine_names, digest, block_tokens, .. } = registration;
+    let wrapped = |hashes: &[Vec<u8>]| hashes.iter().map(|hash| engine_names.wrap(hash)).collect();
     match prompt {
         Prompt::Tokens { tokens, extra_keys } => {
             let mut parent = key.root(*digest);
@@ -212,15 +260,21 @@ pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<Seq
                 parent = key.next(parent, tokens, extra_of(block));
                 parent
             });
-            named.collect()
+            Names::new(named.collect(), false)
         }
-        Prompt::Engine(hashes) => hashes.iter().map(|hash| key.wrap(*digest, hash)).collect(),
+        Prompt::Engine(hashes) => Names::new(wrapped(hashes), false),
+        Prompt::Separate(hashes) => Names::new(wrapped(hashes), true),
     }
 }
 
-fn in_host(state: &State, shard: u32, hashes: &[SequenceHash], places: &[BlockPlace]) -> Vec<bool> {
-    let matched = hashes.iter().take(places.len());
-    matched.map(|&sequence| state.host.contains(BlockKey { sequence, shard })).collect()
+/// Whether all of its names can be told to routers.
+fn tells_names(prompt: Prompt<'_>) -> bool {
+    match prompt {
+        Prompt::Tokens { .. } => false,
+        Prompt::Engine(hashes) | Prompt::Separate(hashes) => {
+            !hashes.is_empty() && hashes.iter().all(|hash| EngineNames::tells(hash))
+        }
+    }
 }
 
 fn count(blocks: usize) -> u32 {
