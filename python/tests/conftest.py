@@ -67,6 +67,12 @@ class Sidecar:
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
+    def stop(self) -> None:
+        """Has it hang until it is sent SIGCONT."""
+        self.signal(signal.SIGSTOP)
+        # Until all of its threads have stopped, one may answer.
+        os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WNOWAIT)
+
     def kill(self) -> None:
         self._child.kill()
         self._child.wait()
