@@ -1,8 +1,7 @@
-"""Who listens to `python -m refrain_kv.events`, and blocks that an engine has named."""
+"""Who listens to `python -m refrain_kv.events`."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -10,37 +9,10 @@ import sys
 import time
 
 import msgspec
-import numpy as np
-import refrain_kv as kv
 import zmq
-from conftest import LAYERS, PAGE_BYTES, PAGES_PER_BLOCK, PATIENCE, namespace
+from conftest import PATIENCE
 
 END = b"\xff" * 8
-
-
-def names(seed: int, blocks: int) -> list[bytes]:
-    return [hashlib.sha256(f"{seed} {block}".encode()).digest() for block in range(blocks)]
-
-
-class Worker:
-    """Saves blocks under an engine's names; what is in them is no matter here."""
-
-    def __init__(self, client: kv.Client, shard: int = 0, **fields) -> None:
-        pages = 8 * PAGES_PER_BLOCK
-        layers = [np.zeros((pages, PAGE_BYTES), np.uint8) for _ in range(LAYERS)]
-        self._cache = kv.KvCache(layers, pages_per_block=PAGES_PER_BLOCK)
-        self._registration = client.register(namespace(**fields), shard=shard)
-
-    def save(self, hashes: list[bytes], separate: bool = False) -> None:
-        with self._registration.lookup_hashes(hashes, separate=separate) as lookup:
-            pages = range(lookup.prompt_blocks * PAGES_PER_BLOCK)
-            saved = lookup.save_from(self._cache, pages, first=0)
-            assert saved.saved == saved.offered and saved.refusal == "none"
-            lookup.release()
-
-    def look_up(self, hashes: list[bytes]) -> int:
-        with self._registration.lookup_hashes(hashes) as lookup:
-            return lookup.matched_blocks
 
 
 class Publisher:

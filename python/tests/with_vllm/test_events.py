@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("vllm", reason="make vllm runs these")
 
 from conftest import REFRAIN, namespace, prompt  # noqa: E402
-from routers import Publisher, Router, Worker, names  # noqa: E402
+from named import Worker, names  # noqa: E402
+from routers import Publisher, Router  # noqa: E402
 from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVEventBatch  # noqa: E402
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash  # noqa: E402
 
