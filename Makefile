@@ -8,9 +8,13 @@ VENV ?= python/.venv
 WHEELS := $(abspath $(CARGO_TARGET_DIR))/wheels
 BIN := $(abspath $(VENV))/bin
 
+ENGINES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/refrain
+VLLM_VENV ?= $(ENGINES)/vllm-venv
+SGLANG_VENV ?= $(ENGINES)/sglang-venv
+
 MINUTES ?= 60
 
-.PHONY: demo test simulate soak python bench-smoke setup
+.PHONY: demo test simulate soak python wheel sglang bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -27,14 +31,23 @@ SECONDS ?= 120
 simulate: setup ## run a node over simulated drives from new seeds, for SECONDS
 	cargo run --release --locked -p refrain-simulation -- --seconds $(SECONDS)
 
-python: setup $(VENV)/installed ## build the wheel of the Python package, install it beside its tools, run its tests
+python: wheel ## build the wheel of the Python package, install it beside its tools, run its tests
+	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
+	"$(BIN)/mypy" --strict --no-error-summary --config-file python/pyproject.toml \
+		--exclude 'torch\.py|/(sglang|vllm)/' python/python/refrain_kv
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
+
+wheel: setup $(VENV)/installed
 	cargo build --release --locked -p refrain
 	rm -rf "$(WHEELS)"
 	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
-	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
-	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
-	"$(BIN)/mypy" --strict --no-error-summary --exclude torch.py python/python/refrain_kv
-	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
+
+sglang: wheel ## install SGLang and vLLM for the CPU, run the tests of their storage backends, tiers and events
+	.ci/sglang "$(SGLANG_VENV)" "$(VLLM_VENV)"
+	"$(SGLANG_VENV)/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && PATH="$(SGLANG_VENV)/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
+		"$(SGLANG_VENV)/bin/pytest" tests/in_sglang tests/in_vllm_tier
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt

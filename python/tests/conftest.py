@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 REFRAIN = TARGET / "release" / "refrain"
 #: Far longer than anything takes that does not hang.
 PATIENCE = 30.0
+
+#: Tests of engines run where the engines are: `make sglang`.
+ENGINES = {"in_sglang": "sglang", "in_vllm_tier": "vllm"}
+collect_ignore = [folder for folder, engine in ENGINES.items() if find_spec(engine) is None]
 
 LAYERS = 8
 PAGES_PER_BLOCK = 2

@@ -1,5 +1,5 @@
-"""Blocks that an engine names: each by itself, in any order, or as a chain; a watcher is told their names, and
-nobody else's."""
+"""Blocks that an engine names: each by itself, in any order, or as a chain; a watcher is told their
+names, and nobody else's."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_a_watcher_is_told_the_engines_names(client, watch):
     worker.save(hashes)
     found = changes(watching, "stored", 4)
     assert told(found) == set(hashes)
-    assert {(it.model, it.block_tokens, it.shard, it.shards) for it in found} == {("tiny", 16, 0, 1)}
+    assert {(it.model, it.block_tokens, it.shard, it.shards) for it in found} == {
+        ("tiny", 16, 0, 1)
+    }
     assert not told(found) & {it for change in found for it in change.sequence_hashes}
     assert told(changes(watch(), "stored", 4)) == set(hashes)
 

@@ -222,10 +222,12 @@ mod tests {
     use refrain_store::geometry::Layout;
 
     fn registration(session: u8) -> Arc<Registration> {
+        let (digest, key) = (NamespaceDigest([1; 32]), TenantKey::derive(&[2; 32], "tenant"));
         Arc::new(Registration {
             namespace: NamespaceId(0),
-            digest: NamespaceDigest([1; 32]),
-            key: TenantKey::derive(&[2; 32], "tenant"),
+            digest,
+            engine_names: key.engine_names(digest),
+            key,
             shard: 0,
             block_tokens: 16,
             layout: Layout::new(1, 4096).unwrap(),
@@ -235,7 +237,7 @@ mod tests {
 
     fn lease(session: u8, deadline: Instant) -> Lease {
         let ends = (deadline, Duration::ZERO);
-        Lease::new(registration(session), Arc::new([]), Vec::new(), ends)
+        Lease::new(registration(session), Names::new(Vec::new(), false), Vec::new(), ends)
     }
 
     fn reservation(lease: LeaseId) -> Reservation {

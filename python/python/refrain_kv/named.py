@@ -1,7 +1,7 @@
 """Blocks that an engine names one by one, and keeps in pages of its host memory.
 
-All calls wait, without the GIL, no longer than their deadline, and raise nothing because of the sidecar:
-what is not found, not loaded or not saved in time is a miss. A block is a page of `cache`.
+All calls wait, without the GIL, no longer than their deadline, and raise nothing because of the
+sidecar: what is not found, not loaded or not saved in time is a miss. A block is a page of `cache`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BUSY_INTERVAL = 0.01
 class NamedBlocks:
     """`namespace` describes them; all of its blocks are one page of `cache` each.
 
-    Raises what the sidecar minds about the namespace, if it is there; `deadline`, in seconds, is that
-    of a call.
+    Raises what the sidecar minds about the namespace, if it is there; `deadline`, in seconds, is
+    that of a call.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class NamedBlocks:
             return _resident(lookup, len(names))
 
     def load(self, names: Sequence[bytes], pages: Sequence[int]) -> int:
-        """Loads them into pages; returns how many have their bytes, from the first one on. Nothing is
-        written into any page afterwards."""
+        """Loads them into pages; returns how many have their bytes, from the first one on. Nothing
+        is written into any page afterwards."""
         end = time.monotonic() + self._deadline
         done = 0
         while done < len(names):
@@ -60,8 +60,8 @@ class NamedBlocks:
         return done
 
     def save(self, names: Sequence[bytes], pages: Sequence[int]) -> list[bool]:
-        """Saves those that are not kept; returns which of them are kept now, as far as is known. The
-        pages must keep their bytes meanwhile."""
+        """Saves those that are not kept; returns which of them are kept now, as far as is known.
+        The pages must keep their bytes meanwhile."""
         end = time.monotonic() + self._deadline
         while True:
             kept, is_busy = self._save(names, pages, end - time.monotonic())
@@ -73,9 +73,7 @@ class NamedBlocks:
     def close(self) -> None:
         self._registration.close()
 
-    def _load(
-        self, names: Sequence[bytes], pages: Sequence[int], left: float
-    ) -> tuple[int, bool]:
+    def _load(self, names: Sequence[bytes], pages: Sequence[int], left: float) -> tuple[int, bool]:
         lookup = self._lookup(names, left)
         if lookup is None:
             return 0, False
@@ -84,7 +82,9 @@ class NamedBlocks:
             if not matched:
                 return 0, False
             try:
-                with lookup.load_into(self._cache, pages[:matched], deadline=max(left, 0.001)) as load:
+                with lookup.load_into(
+                    self._cache, pages[:matched], deadline=max(left, 0.001)
+                ) as load:
                     loaded = load.finish()
                 held = lookup.release()
             except RefrainError as error:

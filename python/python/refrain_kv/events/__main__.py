@@ -10,7 +10,7 @@ import time
 
 import refrain_kv
 
-from .ledger import DIALECTS, Ledger
+from .ledger import DIALECTS, Event, Ledger
 from .publisher import Publisher
 
 log = logging.getLogger("refrain_kv.events")
@@ -27,11 +27,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--connect", metavar="ADDRESS", help="of the sidecar; by default REFRAIN_ADDRESS")
     add("--bind", default="tcp://*:5557", help="ZMQ endpoint of events (%(default)s)")
     add("--replay", help="ZMQ endpoint where missed batches are asked for; none by default")
-    add("--dialect", choices=DIALECTS, default="vllm", help="whose events these are like (%(default)s)")
+    add(
+        "--dialect",
+        choices=DIALECTS,
+        default="vllm",
+        help="whose events these are like (%(default)s)",
+    )
     add("--model", help="tell of this model's blocks alone")
     add("--topic", default="", help="of every batch")
     add("--data-parallel-rank", type=int, default=0, metavar="RANK")
-    add("--buffer", type=int, default=10_000, metavar="BATCHES", help="kept for replay (%(default)s)")
+    add(
+        "--buffer",
+        type=int,
+        default=10_000,
+        metavar="BATCHES",
+        help="kept for replay (%(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -39,17 +50,12 @@ def follow(watch: refrain_kv.Watch, ledger: Ledger, publisher: Publisher) -> Non
     """Until the watch ends, which it does with an error."""
     while True:
         change = watch.next(TICK)
-        events = []
-        while change is not None and len(events) < BATCH:
+        events: list[Event] = []
+        while change is not None:
             event = ledger.take(change)
             if event is not None:
                 events.append(event)
-            change = watch.next(0)
-            publisher.serve_replay()
-        if change is not None:
-            event = ledger.take(change)
-            if event is not None:
-                events.append(event)
+            change = watch.next(0) if len(events) < BATCH else None
         if events:
             publisher.publish(events)
         publisher.serve_replay()

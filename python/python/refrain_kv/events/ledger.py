@@ -1,27 +1,16 @@
 """Which blocks routers have been told of, from a sidecar's changes.
 
-A block is told when all of its shards are resident, and taken back when one goes. Blocks that were saved
-by tokens have no name that a router knows, and are never told.
+A block is told when all of its shards are resident, and taken back when one goes. Blocks that were
+saved by tokens have no name that a router knows, and are never told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-
-class Change(Protocol):
-    """As `refrain_kv.Change`."""
-
-    kind: str
-    namespace_digest: bytes
-    model: str
-
-    shard: int
-    shards: int
-    engine_hashes: list[bytes]
-
+from .. import Change
 
 #: An event as msgpack has it, and an engine's name as its own events carry it.
 Event = dict[str, Any]

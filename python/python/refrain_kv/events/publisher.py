@@ -1,7 +1,8 @@
 """Numbered batches of events over ZMQ, and those of late for whoever missed some.
 
-PUB sends `[topic, number, payload]`; the replay socket takes `[number]` from a REQ or DEALER and answers with
-every batch from that one on that it still has, and then with number -1. Numbers are 8 bytes, big-endian.
+PUB sends `[topic, number, payload]`; the replay socket takes `[number]` from a REQ or DEALER and
+answers with every batch from that one on that it still has, and then with number -1. Numbers are 8
+bytes, big-endian.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What must be equal before one engine may read what another has computed, as SGLang tells it.
 
-SGLang's storage config has the ranks and a model's name; the rest is the server's arguments, or what the
-extra config says in their place. What neither knows is refused by its name.
+SGLang's storage config has the ranks and a model's name; the rest is the server's arguments, or
+what the extra config says in their place. What neither knows is refused by its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UnknownFieldError(ValueError):
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(
-            f"namespace field `{field}` is not known: {why}; give \"{field}\" in the extra config"
+            f'namespace field `{field}` is not known: {why}; give "{field}" in the extra config'
         )
         self.field = field
 
@@ -140,7 +140,13 @@ def _config(server: Any) -> str:
     # Not of the model: how it was loaded, and by what.
     for name in ("_name_or_path", "transformers_version"):
         model.pop(name, None)
-    names = ("quantization", "quantization_param_path", "kv_cache_dtype", "dtype", "attention_backend")
+    names = (
+        "quantization",
+        "quantization_param_path",
+        "kv_cache_dtype",
+        "dtype",
+        "attention_backend",
+    )
     rest = {name: str(getattr(server, name, None)) for name in names}
     return _canonical({"model": model, **rest}).decode()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from refrain_kv import KvCache, Plane
 
 
@@ -37,9 +38,7 @@ class HostPages:
             raise UnevenPoolError(
                 f"{type(pool).__name__} of layout {layout!r} has no pages by address: {error}"
             ) from error
-        planes = [
-            Plane(base, stride, size) for base, stride, size in zip(bases, strides, sizes)
-        ]
+        planes = [Plane(base, stride, size) for base, stride, size in zip(bases, strides, sizes)]
         #: Bytes of a page's pieces, in order.
         self.pieces = sizes
         self.page_bytes = sum(sizes)

@@ -1,8 +1,8 @@
 """`RefrainStorage`: SGLang's host pool and disk in between, a `HiCacheStorage`.
 
-Pages are named by SGLang's page hashes, which name whole prefixes, with cache salt and adapter; each pool
-(KV, states of Mamba layers, indexers) has a namespace of its own. `batch_get_v1` and `batch_set_v1` have
-the client read and write the pool itself; the older calls go through a buffer.
+Pages are named by SGLang's page hashes, which name whole prefixes, with cache salt and adapter;
+each pool (KV, states of Mamba layers, indexers) has a namespace of its own. `batch_get_v1` and
+`batch_set_v1` have the client read and write the pool itself; the older calls go through a buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from refrain_kv import Client
 from sglang.srt.mem_cache.hicache_storage import (
     STORAGE_BATCH_SIZE,
     HiCacheStorage,
@@ -26,6 +25,8 @@ from sglang.srt.mem_cache.hicache_storage import (
     PoolTransfer,
     PoolTransferResult,
 )
+
+from refrain_kv import Client
 
 from ..named import NamedBlocks
 from . import version
@@ -66,14 +67,18 @@ class RefrainStorage(HiCacheStorage):
             self._add(PoolName.KV, mem_pool_host)
         else:
             page_bytes = _bytes(mem_pool_host.get_dummy_flat_data_page()).numel()
-            self._flat = Flat(page_bytes, lambda cache: self._blocks(
-                PoolName.KV, mem_pool_host, page_bytes, "flat", cache
-            ))
+            self._flat = Flat(
+                page_bytes,
+                lambda cache: self._blocks(PoolName.KV, mem_pool_host, page_bytes, "flat", cache),
+            )
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: str) -> None:
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
         # The one that was registered as the first; without memory, it is a name alone.
-        if str(host_pool_name) not in self._pools and getattr(host_pool, "kv_buffer", None) is not None:
+        if (
+            str(host_pool_name) not in self._pools
+            and getattr(host_pool, "kv_buffer", None) is not None
+        ):
             self._add(host_pool_name, host_pool)
 
     def _add(self, name: str, pool: Any) -> None:
@@ -81,7 +86,9 @@ class RefrainStorage(HiCacheStorage):
         blocks = self._blocks(name, pool, pages.page_bytes, pages.pieces, pages.cache)
         self._pools[str(name)] = (pages, blocks)
 
-    def _blocks(self, name: str, pool: Any, page_bytes: int, form: object, cache: Any) -> NamedBlocks:
+    def _blocks(
+        self, name: str, pool: Any, page_bytes: int, form: object, cache: Any
+    ) -> NamedBlocks:
         config = self._config
         # States of Mamba layers are cut by rank even where the KV is not.
         is_latent = config.is_mla_model and name != PoolName.MAMBA

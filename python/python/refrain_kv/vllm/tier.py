@@ -1,11 +1,12 @@
 """`RefrainTier`: a secondary tier behind vLLM's CPU pool, a `SecondaryTierManager`.
 
-The client reads and writes rows of the engine's own pool. Nothing here makes the scheduler wait: look-ups,
-loads and stores run on threads of their own, and a look-up without an answer by its deadline is a miss.
+The client reads and writes rows of the engine's own pool. Nothing here makes the scheduler wait:
+look-ups, loads and stores run on threads of their own, and a look-up without an answer by its
+deadline is a miss.
 
-vLLM's key is a block hash, which names a whole prefix with its salt and adapter, and a KV cache group;
-each group is a namespace of its own. What is removed, the sidecar's events tell routers, and what is
-stored too: this tier tells neither by itself.
+vLLM's key is a block hash, which names a whole prefix with its salt and adapter, and a KV cache
+group; each group is a namespace of its own. What is removed, the sidecar's events tell routers, and
+what is stored too: this tier tells neither by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ log = logging.getLogger("refrain_kv")
 
 #: Jobs at once; each waits for the sidecar most of its time.
 LOADS, STORES = 4, 2
-#: Stores that wait for one of these: their rows cannot be used meanwhile, so that more are given up.
+#: Stores that wait for one of these: their rows cannot be used meanwhile, so that more are given
+#: up.
 STORES_QUEUED = 64
 
 
@@ -51,8 +53,8 @@ class UnknownFieldError(ValueError):
 
 class RefrainTier(SecondaryTierManager):
     """Made by vLLM, of an entry of `secondary_tiers`: `type` `RefrainTier`, `module_path`
-    `refrain_kv.vllm.tier`, and the arguments below. `weights` and `config` name what vLLM does not tell
-    its tiers: the revision of the weights, and whatever of the model's config is not as in its
+    `refrain_kv.vllm.tier`, and the arguments below. `weights` and `config` name what vLLM does not
+    tell its tiers: the revision of the weights, and whatever of the model's config is not as in its
     repository, RoPE say. Deadlines are in seconds."""
 
     medium: ClassVar[Medium] = Medium.STORAGE
@@ -87,9 +89,13 @@ class RefrainTier(SecondaryTierManager):
         # Only its address: vLLM releases the view when this tier is shut down, and may then.
         address_of_rows, count = rows.ctypes.data, rows.shape[0]
         del rows
-        self._cache = KvCache([Plane(address_of_rows, self._row_bytes, self._row_bytes)], pages=count)
+        self._cache = KvCache(
+            [Plane(address_of_rows, self._row_bytes, self._row_bytes)], pages=count
+        )
         self._client = Client(
-            address, session_arena_bytes=session_arena_bytes, deadline=max(deadline, lookup_deadline)
+            address,
+            session_arena_bytes=session_arena_bytes,
+            deadline=max(deadline, lookup_deadline),
         )
         fields = {"tenant": tenant, "weights": weights, "config": config, "salt": salt}
         described = offloading_spec.config
@@ -124,7 +130,7 @@ class RefrainTier(SecondaryTierManager):
         self._submit(self._loads, self._load, job_metadata)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
-        results = []
+        results: list[JobResult] = []
         while True:
             try:
                 result, failed = self._finished.get_nowait()
@@ -209,7 +215,8 @@ class RefrainTier(SecondaryTierManager):
 
 
 class _Lookups(AsyncLookupManager):
-    """vLLM's own, with a deadline. `verdict` and all else but `batch_lookup` are the scheduler's."""
+    """vLLM's own, with a deadline. `verdict` and all else but `batch_lookup` are the
+    scheduler's."""
 
     def __init__(self, tier_type: str, find: Any, deadline: float) -> None:
         self._find = find
@@ -231,7 +238,8 @@ class _Lookups(AsyncLookupManager):
         return LookupResult.HIT if found else LookupResult.MISS
 
     def mark_miss(self, keys: Collection[OffloadKey]) -> None:
-        # One that another request asks for anew has its answer still to come; before 0.33, marking it
+        # One that another request asks for anew has its answer still to come; before 0.33, marking
+        # it
         # would end the engine by an assertion.
         states = ((key, self._lookup_state.get(key)) for key in keys)
         super().mark_miss([key for key, state in states if state and state.result is not None])

@@ -1,5 +1,6 @@
-"""What vLLM's CPU pool drops, the tier brings back, byte for byte, also after the engine's restart; another
-deployment's, a rotten or an absent sidecar's blocks are misses; and no call makes the scheduler wait."""
+"""What vLLM's CPU pool drops, the tier brings back, byte for byte, also after the engine's restart;
+another deployment's, a rotten or an absent sidecar's blocks are misses; and no call makes the
+scheduler wait."""
 
 from __future__ import annotations
 
@@ -7,13 +8,9 @@ import signal
 import time
 
 import pytest
-
-pytest.importorskip("vllm", reason="make vllm runs these")
-
-from refrain_kv.vllm.tier import UnknownFieldError  # noqa: E402
-from tier_engine import PATIENCE, ROWS, Engine, keys, tier  # noqa: E402
-from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
-
+from refrain_kv.vllm.tier import UnknownFieldError
+from tier_engine import PATIENCE, ROWS, Engine, keys, tier
+from vllm.v1.kv_offload.base import LookupResult
 
 
 @pytest.fixture

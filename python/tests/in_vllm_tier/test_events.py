@@ -1,19 +1,17 @@
-"""A router with vLLM's own decoder knows, under the names that vLLM's own events carry, what is on SSD: from
-before it came and what comes and goes, batches that it missed, and over the sidecar's restart."""
+"""A router with vLLM's own decoder knows, under the names that vLLM's own events carry, what is on
+SSD: from before it came and what comes and goes, batches that it missed, and over the sidecar's
+restart."""
 
 from __future__ import annotations
 
 import subprocess
 
 import pytest
-
-pytest.importorskip("vllm", reason="make vllm runs these")
-
-from conftest import REFRAIN, namespace, prompt  # noqa: E402
-from named import Worker, names  # noqa: E402
-from routers import Publisher, Router  # noqa: E402
-from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVEventBatch  # noqa: E402
-from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash  # noqa: E402
+from conftest import REFRAIN, namespace, prompt
+from named import Worker, names
+from routers import Publisher, Router
+from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVEventBatch
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 
 def told(hashes: list[bytes]) -> set:
@@ -130,4 +128,3 @@ def test_blocks_of_tokens_and_of_other_models_are_not_told(client, publish, rout
     other.save(names(2, 2))
     listening.follow(told(names(2, 2)))
     assert all(set(event.block_hashes) <= told(names(2, 2)) for event in listening.events)
-

@@ -1,14 +1,10 @@
-"""A sidecar that is absent, is killed or hangs, and one whose disk rots, cost SGLang hits and no more: no
-call raises, or takes longer than its deadline."""
+"""A sidecar that is absent, is killed or hangs, and one whose disk rots, cost SGLang hits and no
+more: no call raises, or takes longer than its deadline."""
 
 from __future__ import annotations
 
 import signal
 import time
-
-import pytest
-
-pytest.importorskip("sglang", reason="make sglang runs these")
 
 from conftest import PATIENCE
 from pools import fill, hashes, page, slots

@@ -1,12 +1,10 @@
-"""What SGLang backs up it gets back, byte for byte, into any page of its host pool, by zero copy and by the
-older calls; what is another deployment's, rank's or request's is no hit; what is not there is a miss."""
+"""What SGLang backs up it gets back, byte for byte, into any page of its host pool, by zero copy
+and by the older calls; what is another deployment's, rank's or request's is no hit; what is not
+there is a miss."""
 
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("sglang", reason="make sglang runs these")
-
 import torch
 from pools import PAGE, config, fill, hashes, mha, mla, page, slots
 from refrain_kv.sglang import RefrainStorage
@@ -22,7 +20,11 @@ from sglang.srt.mem_cache.utils import get_storage_hash_str
 
 pytest_plugins = ["storages"]
 
-POOLS = [(make, layout) for make in (mha, mla) for layout in ("page_first", "page_first_direct", "layer_first")]
+POOLS = [
+    (make, layout)
+    for make in (mha, mla)
+    for layout in ("page_first", "page_first_direct", "layer_first")
+]
 SAVED, INTO = (5, 2, 9), (1, 7, 3)
 
 
@@ -120,7 +122,13 @@ def test_a_latent_has_one_copy_for_all_ranks(attach, sidecar):
 
 @pytest.mark.parametrize(
     "differs",
-    [{"weights": "seed 2"}, {"config": "other rope"}, {"salt": "b"}, {"tenant": "b"}, {"model": "b"}],
+    [
+        {"weights": "seed 2"},
+        {"config": "other rope"},
+        {"salt": "b"},
+        {"tenant": "b"},
+        {"model": "b"},
+    ],
     ids=lambda differs: next(iter(differs)),
 )
 def test_another_deployment_has_no_hit(attach, differs):
@@ -157,7 +165,12 @@ def test_another_salt_or_adapter_of_a_request_has_no_hit(attach):
 
     assert all(storage.batch_set_v1(keys(cache_salt="a"), slots(0, 1)))
     assert storage.batch_exists(keys(cache_salt="a")) == 2
-    for other in ({}, {"cache_salt": "b"}, {"extra_key": "a"}, {"extra_key": "b", "cache_salt": "a"}):
+    for other in (
+        {},
+        {"cache_salt": "b"},
+        {"extra_key": "a"},
+        {"extra_key": "b", "cache_salt": "a"},
+    ):
         assert storage.batch_exists(keys(**other)) == 0
 
 

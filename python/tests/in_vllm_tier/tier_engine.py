@@ -90,7 +90,8 @@ class Engine:
         self.finish(context)
 
     def lookup(self, keys: list[bytes], context: ReqContext) -> list[bool]:
-        """Asks for all of them step by step, as for a request that waits, until there are verdicts."""
+        """Asks for all of them step by step, as for a request that waits, until there are
+        verdicts."""
         end = time.monotonic() + PATIENCE
         while True:
             verdicts = [self.manager.lookup(key, context) for key in keys]
