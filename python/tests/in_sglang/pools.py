@@ -27,8 +27,11 @@ def mha(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MHAT
         device="cpu",
         enable_memory_saver=False,
     )
-    return MHATokenToKVPoolHost(
-        device.get_device_pool_infos()[0].buffer_info, 4.0, 0, PAGE, layout, **_host()
+    return _beside(
+        device,
+        MHATokenToKVPoolHost(
+            device.get_device_pool_infos()[0].buffer_info, 4.0, 0, PAGE, layout, **_host()
+        ),
     )
 
 
@@ -43,15 +46,24 @@ def mla(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MLAT
         device="cpu",
         enable_memory_saver=False,
     )
-    return MLATokenToKVPoolHost(
-        device.get_device_pool_infos()[0].buffer_info,
-        4.0,
-        0,
-        PAGE,
-        layout,
-        target_layer_num=LAYERS,
-        **_host(),
+    return _beside(
+        device,
+        MLATokenToKVPoolHost(
+            device.get_device_pool_infos()[0].buffer_info,
+            4.0,
+            0,
+            PAGE,
+            layout,
+            target_layer_num=LAYERS,
+            **_host(),
+        ),
     )
+
+
+def _beside(device, host):
+    """A host pool, and what it is of."""
+    host.device_pool = device
+    return host
 
 
 def _host() -> dict:
