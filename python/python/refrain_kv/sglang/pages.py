@@ -1,4 +1,4 @@
-"""Where a host pool of SGLang's keeps its pages, as addresses and strides."""
+"""Where a pool of SGLang's keeps its pages, as addresses and strides."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class UnevenPoolError(ValueError):
     """Pages that do not lie at equal distances: they cannot be read into without a copy."""
 
 
-class HostPages:
-    """The pages of one host pool, each a list of pieces as the pool itself tells them: keys and
-    values, say, or as many as there are layers."""
+class PoolPages:
+    """The pages of one pool in host memory, or in that of the GPU `device`, each a list of pieces
+    as the pool itself tells them: keys and values, say, or as many as there are layers."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pages = int(pool.page_num)
+    def __init__(self, pool: Any, pages: int, device: int | None) -> None:
+        self.pages = pages
         self._page_size = int(pool.page_size)
         try:
             first, sizes = self._pieces(pool, 0)
@@ -43,15 +43,15 @@ class HostPages:
         self.pieces = sizes
         self.page_bytes = sum(sizes)
         # One layer of as many planes: nothing here loads layer by layer.
-        self.cache = KvCache([planes], pages=self.pages)
+        self.cache = KvCache([planes], pages=self.pages, device=device)
         # The addresses are the pool's.
         self._pool = pool
 
-    def numbers(self, host_indices: torch.Tensor) -> list[int]:
+    def numbers(self, indices: torch.Tensor) -> list[int]:
         """Page numbers of slots, given a page's worth each."""
-        starts = host_indices.reshape(-1)[:: self._page_size].tolist()
+        starts = indices.reshape(-1)[:: self._page_size].tolist()
         if any(start % self._page_size for start in starts):
-            raise ValueError("host indices do not begin at pages")
+            raise ValueError("slots do not begin at pages")
         return [start // self._page_size for start in starts]
 
     def close(self) -> None:

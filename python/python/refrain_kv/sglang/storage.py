@@ -7,11 +7,8 @@ each pool (KV, states of Mamba layers, indexers) has a namespace of its own. `ba
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,43 +17,39 @@ from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
     HiCacheStorageConfig,
     HiCacheStorageExtraInfo,
-    PoolHitPolicy,
     PoolName,
     PoolTransfer,
     PoolTransferResult,
 )
 
-from refrain_kv import Client
+from refrain_kv import KvCache
 
 from ..named import NamedBlocks
 from . import version
-from .identity import Deployment
-from .pages import HostPages, Staging
+from .kept import KeptPools, Ranks, names
+from .pages import PoolPages, Staging
 
 version.check()
 log = logging.getLogger("refrain_kv")
 
-#: Keys of the extra config that are ours; `backend_name` and the like are SGLang's.
-DEADLINE = 2.0
-SESSION_ARENA = 256 << 20
-
 
 class RefrainStorage(HiCacheStorage):
-    """Made by SGLang, as backend `dynamic`. Extra config: `address`, `deadline` in seconds,
-    `session_arena_bytes`, and the fields of the namespace that SGLang does not know."""
+    """Made by SGLang, as backend `dynamic`; for its extra config see `KeptPools`."""
 
     def __init__(self, storage_config: HiCacheStorageConfig, kwargs: dict[str, Any]) -> None:
         self._config = storage_config
         extra = storage_config.extra_config or {}
-        self._deployment = Deployment.of(storage_config.model_name, extra)
-        self._deadline = float(extra.get("deadline", DEADLINE))
-        self._zero_copy = bool(extra.get("interface_v1", 0))
-        self._client = Client(
-            extra.get("address"),
-            session_arena_bytes=int(extra.get("session_arena_bytes", SESSION_ARENA)),
-            deadline=self._deadline,
+        ranks = Ranks(
+            tensor=storage_config.tp_size,
+            tensor_rank=storage_config.tp_rank,
+            pipeline=storage_config.pp_size,
+            pipeline_rank=storage_config.pp_rank,
+            context=storage_config.attn_cp_size,
+            context_rank=storage_config.attn_cp_rank,
+            replicated=storage_config.is_mla_model,
         )
-        self._pools: dict[str, tuple[HostPages, NamedBlocks]] = {}
+        self._kept = KeptPools(storage_config.model_name, ranks, extra)
+        self._zero_copy = bool(extra.get("interface_v1", 0))
         self._flat: Flat | None = None
 
     # --- what SGLang tells of its pools ---
@@ -65,53 +58,37 @@ class RefrainStorage(HiCacheStorage):
         super().register_mem_pool_host(mem_pool_host)
         if self._zero_copy:
             self._add(PoolName.KV, mem_pool_host)
-        else:
-            page_bytes = _bytes(mem_pool_host.get_dummy_flat_data_page()).numel()
-            self._flat = Flat(
-                page_bytes,
-                lambda cache: self._blocks(PoolName.KV, mem_pool_host, page_bytes, "flat", cache),
-            )
+            return
+        page_bytes = _bytes(mem_pool_host.get_dummy_flat_data_page()).numel()
+        staging = Staging(STORAGE_BATCH_SIZE, page_bytes)
+        self._flat = Flat(staging, self._blocks(mem_pool_host, page_bytes, staging.cache))
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: str) -> None:
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
-        # The one that was registered as the first; without memory, it is a name alone.
-        if (
-            str(host_pool_name) not in self._pools
-            and getattr(host_pool, "kv_buffer", None) is not None
-        ):
+        # The one that was registered as the first; and without memory, it is a name alone.
+        has_memory = getattr(host_pool, "kv_buffer", None) is not None
+        if host_pool_name not in self._kept and has_memory:
             self._add(host_pool_name, host_pool)
 
     def _add(self, name: str, pool: Any) -> None:
-        pages = HostPages(pool)
-        blocks = self._blocks(name, pool, pages.page_bytes, pages.pieces, pages.cache)
-        self._pools[str(name)] = (pages, blocks)
+        pages = PoolPages(pool, int(pool.page_num), device=None)
+        self._kept.add(name, pool, pages, self._block_tokens())
 
-    def _blocks(
-        self, name: str, pool: Any, page_bytes: int, form: object, cache: Any
-    ) -> NamedBlocks:
-        config = self._config
-        # States of Mamba layers are cut by rank even where the KV is not.
-        is_latent = config.is_mla_model and name != PoolName.MAMBA
-        tensor, rank = (1, 0) if is_latent else (config.tp_size, config.tp_rank)
-        parallel = (tensor, config.pp_size, config.attn_cp_size)
-        shard = (config.pp_rank * tensor + rank) * config.attn_cp_size + config.attn_cp_rank
-        namespace = self._deployment.namespace(
-            pool_name=str(name),
-            pool=pool,
-            page_bytes=page_bytes,
-            form=form,
-            block_tokens=int(config.logical_page_size or self.mem_pool_host.page_size),
-            is_latent=is_latent,
-            parallel=parallel,
-        )
-        return NamedBlocks(self._client, namespace, shard, cache, self._deadline)
+    def _blocks(self, pool: Any, page_bytes: int, cache: KvCache) -> NamedBlocks:
+        return self._kept.blocks(PoolName.KV, pool, page_bytes, "flat", cache, self._block_tokens())
+
+    def _block_tokens(self) -> int:
+        return int(self._config.logical_page_size or self.mem_pool_host.page_size)
 
     # --- pages of the pool itself ---
 
     def batch_exists(
         self, keys: list[str], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> int:
-        found = self._kv().find(_names(keys))
+        if self._zero_copy:
+            found = self._kept.find(PoolName.KV, keys)
+        else:
+            found = self._flatly().blocks.find(names(keys))
         return found.index(False) if False in found else len(found)
 
     def batch_get_v1(
@@ -120,7 +97,7 @@ class RefrainStorage(HiCacheStorage):
         host_indices: torch.Tensor,
         extra_info: HiCacheStorageExtraInfo | None = None,
     ) -> list[bool]:
-        return self._get(PoolName.KV, keys, host_indices)
+        return self._kept.get(PoolName.KV, keys, host_indices)
 
     def batch_set_v1(
         self,
@@ -128,7 +105,7 @@ class RefrainStorage(HiCacheStorage):
         host_indices: torch.Tensor,
         extra_info: HiCacheStorageExtraInfo | None = None,
     ) -> list[bool]:
-        return self._set(PoolName.KV, keys, host_indices)
+        return self._kept.set(PoolName.KV, keys, host_indices)
 
     # --- pages of several pools ---
 
@@ -138,33 +115,25 @@ class RefrainStorage(HiCacheStorage):
         pool_transfers: list[PoolTransfer] | None = None,
         extra_info: HiCacheStorageExtraInfo | None = None,
     ) -> PoolTransferResult:
-        kv_pages = self.batch_exists(keys, extra_info)
-        hits = {PoolName.KV: kv_pages} if kv_pages else {}
-        restorable = list(range(1, kv_pages + 1))
-        for transfer in pool_transfers or []:
-            if transfer.hit_policy == PoolHitPolicy.BLOCK_GROUPS:
-                # A second form of pages that are found by themselves: none of it is kept here.
-                continue
-            found = self._find(transfer.name, keys[:kv_pages])
-            lengths = _restorable(found, transfer)
-            restorable = [length for length in restorable if length in lengths]
-            if lengths:
-                hits[transfer.name] = max(lengths)
-        return PoolTransferResult(restorable[-1] if restorable else 0, hits, restorable)
+        return self._kept.restorable(keys, self.batch_exists(keys), pool_transfers or [])
 
     def batch_get_v2(
         self,
         transfers: list[PoolTransfer],
         extra_info: HiCacheStorageExtraInfo | None = None,
     ) -> dict[str, list[bool]]:
-        return {it.name: self._get(it.name, it.keys or [], it.host_indices) for it in transfers}
+        return {
+            it.name: self._kept.get(it.name, it.keys or [], it.host_indices) for it in transfers
+        }
 
     def batch_set_v2(
         self,
         transfers: list[PoolTransfer],
         extra_info: HiCacheStorageExtraInfo | None = None,
     ) -> dict[str, list[bool]]:
-        return {it.name: self._set(it.name, it.keys or [], it.host_indices) for it in transfers}
+        return {
+            it.name: self._kept.set(it.name, it.keys or [], it.host_indices) for it in transfers
+        }
 
     # --- pages in tensors of the caller's ---
 
@@ -186,7 +155,7 @@ class RefrainStorage(HiCacheStorage):
         got: list[torch.Tensor | None] = []
         for some in _batches(range(len(keys))):
             targets = [target_locations[index] for index in some] if target_locations else []
-            got += self._flatly().get(_names(keys[index] for index in some), targets)
+            got += self._flatly().get(names(keys[index] for index in some), targets)
         return got
 
     def set(
@@ -208,7 +177,7 @@ class RefrainStorage(HiCacheStorage):
         batches = _batches(range(len(keys)))
         return all(
             self._flatly().set(
-                _names(keys[index] for index in some), [values[index] for index in some]
+                names(keys[index] for index in some), [values[index] for index in some]
             )
             for some in batches
         )
@@ -222,64 +191,24 @@ class RefrainStorage(HiCacheStorage):
 
     def close(self) -> None:
         """Ends all calls under way: then no page is read or written any more."""
-        self._client.close()
-        for pages, _ in self._pools.values():
-            pages.close()
+        self._kept.close()
         if self._flat is not None:
             self._flat.close()
-
-    def _kv(self) -> NamedBlocks:
-        if self._zero_copy:
-            return self._pools[PoolName.KV.value][1]
-        return self._flatly().blocks
 
     def _flatly(self) -> Flat:
         if self._flat is None:
             raise RuntimeError("no host pool is registered, or the extra config has interface_v1")
         return self._flat
 
-    def _find(self, name: str, keys: Sequence[str]) -> list[bool]:
-        if str(name) not in self._pools:
-            return [False] * len(keys)
-        return self._pools[str(name)][1].find(_names(keys))
-
-    def _get(self, name: str, keys: Sequence[str], host_indices: torch.Tensor | None) -> list[bool]:
-        known = self._known(name, keys, host_indices)
-        if known is None:
-            return [False] * len(keys)
-        blocks, numbers = known
-        loaded = blocks.load(_names(keys), numbers)
-        return [index < loaded for index in range(len(keys))]
-
-    def _set(self, name: str, keys: Sequence[str], host_indices: torch.Tensor | None) -> list[bool]:
-        known = self._known(name, keys, host_indices)
-        if known is None:
-            return [False] * len(keys)
-        blocks, numbers = known
-        return blocks.save(_names(keys), numbers)
-
-    def _known(
-        self, name: str, keys: Sequence[str], host_indices: torch.Tensor | None
-    ) -> tuple[NamedBlocks, list[int]] | None:
-        if str(name) not in self._pools or host_indices is None:
-            return None
-        pages, blocks = self._pools[str(name)]
-        numbers = pages.numbers(host_indices)
-        if len(numbers) != len(keys):
-            log.error("%s: %d keys for %d pages", name, len(keys), len(numbers))
-            return None
-        return blocks, numbers
-
 
 class Flat:
     """Pages as the older calls have them: flat tensors, one after the other through a buffer."""
 
-    def __init__(self, page_bytes: int, make: Any) -> None:
-        self._page_bytes = page_bytes
-        self._staging = Staging(STORAGE_BATCH_SIZE, page_bytes)
+    def __init__(self, staging: Staging, blocks: NamedBlocks) -> None:
+        self._staging = staging
+        self.blocks = blocks
         # Loads and saves come from threads of their own.
         self._lock = threading.Lock()
-        self.blocks: NamedBlocks = make(self._staging.cache)
 
     def get(self, names: list[bytes], targets: list[Any]) -> list[torch.Tensor | None]:
         with self._lock:
@@ -290,7 +219,7 @@ class Flat:
                 target = targets[index] if targets else None
                 if target is None:
                     got[index] = row.clone()
-                elif _bytes(target).numel() == self._page_bytes:
+                elif _bytes(target).numel() == self._staging.page_bytes:
                     _bytes(target).copy_(row)
                     got[index] = target
             return got
@@ -298,34 +227,18 @@ class Flat:
     def set(self, names: list[bytes], values: list[Any]) -> bool:
         with self._lock:
             for row, value in zip(self._staging.rows, values):
-                if _bytes(value).numel() != self._page_bytes:
-                    log.error("a page of %d bytes, not %d", _bytes(value).numel(), self._page_bytes)
+                if _bytes(value).numel() != self._staging.page_bytes:
+                    log.error(
+                        "a page of %d bytes, not %d",
+                        _bytes(value).numel(),
+                        self._staging.page_bytes,
+                    )
                     return False
                 row.copy_(_bytes(value))
             return all(self.blocks.save(names, list(range(len(names)))))
 
     def close(self) -> None:
         self._staging.close()
-
-
-def _names(keys: Any) -> list[bytes]:
-    """32 bytes each: SGLang's SHA-256 of a page, or one of whatever else a key is."""
-    return [
-        bytes.fromhex(key)
-        if re.fullmatch("[0-9a-f]{64}", key)
-        else hashlib.sha256(key.encode()).digest()
-        for key in keys
-    ]
-
-
-def _restorable(found: list[bool], transfer: PoolTransfer) -> set[int]:
-    """Of which lengths in pages a prefix may be, by what one pool has of it."""
-    if transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES:
-        window = max(1, len(transfer.keys or ()))
-        lengths = range(1, len(found) + 1)
-        return {end for end in lengths if all(found[max(0, end - window) : end])}
-    run = found.index(False) if False in found else len(found)
-    return set(range(1, run + 1))
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
