@@ -8,13 +8,12 @@ VENV ?= python/.venv
 WHEELS := $(abspath $(CARGO_TARGET_DIR))/wheels
 BIN := $(abspath $(VENV))/bin
 
-ENGINES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/refrain
-VLLM_VENV ?= $(ENGINES)/vllm-venv
-SGLANG_VENV ?= $(ENGINES)/sglang-venv
-
 MINUTES ?= 60
 
-.PHONY: demo test simulate soak python wheel sglang bench-smoke setup
+VLLM_VENV ?= python/.venv-vllm
+SGLANG_VENV ?= python/.venv-sglang
+
+.PHONY: demo test simulate soak python sglang bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -31,23 +30,21 @@ SECONDS ?= 120
 simulate: setup ## run a node over simulated drives from new seeds, for SECONDS
 	cargo run --release --locked -p refrain-simulation -- --seconds $(SECONDS)
 
-python: wheel ## build the wheel of the Python package, install it beside its tools, run its tests
+python: setup $(VENV)/installed ## build the wheel of the Python package, install it beside its tools, run its tests
+	cargo build --release --locked -p refrain
+	rm -rf "$(WHEELS)"
+	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
 	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
 	"$(BIN)/mypy" --strict --no-error-summary --config-file python/pyproject.toml \
 		--exclude 'torch\.py|/(sglang|vllm)/' python/python/refrain_kv
 	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
 
-wheel: setup $(VENV)/installed
-	cargo build --release --locked -p refrain
-	rm -rf "$(WHEELS)"
-	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
-
-sglang: wheel ## install SGLang and vLLM for the CPU, run the tests of their storage backends, tiers and events
+sglang: setup ## install SGLang and vLLM for the CPU, put the newest wheel (`make python`) into them, run what they load
 	.ci/sglang "$(SGLANG_VENV)" "$(VLLM_VENV)"
-	"$(SGLANG_VENV)/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
-	cd python && PATH="$(SGLANG_VENV)/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
-		"$(SGLANG_VENV)/bin/pytest" tests/in_sglang tests/in_vllm_tier
+	"$(abspath $(SGLANG_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && PATH="$(abspath $(SGLANG_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
+		pytest tests/in_sglang tests/in_vllm_tier
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt
