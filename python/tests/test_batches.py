@@ -1,5 +1,5 @@
-"""Blocks in an engine's host memory, in batches larger than what carries them: all come, or it is known
-which did not."""
+"""Blocks in an engine's host memory, in batches larger than what carries them: all come, or it is
+known which did not."""
 
 from __future__ import annotations
 
