@@ -44,7 +44,7 @@ sglang: setup ## install SGLang and vLLM for the CPU, put the newest wheel (`mak
 	.ci/sglang "$(SGLANG_VENV)" "$(VLLM_VENV)"
 	"$(abspath $(SGLANG_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && PATH="$(abspath $(SGLANG_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
-		pytest tests/in_sglang tests/in_vllm_tier
+		"$(abspath $(SGLANG_VENV))/bin/pytest" tests/in_sglang tests/in_vllm_tier
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt
