@@ -29,6 +29,8 @@ pub(crate) enum Operation {
     Read,
     Write,
     Sync,
+    /// Whatever looks for a name or opens it. It may fail, and does not hang.
+    Enter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,7 @@ pub(crate) enum Part {
     Data,
     /// The log of the catalogue.
     Log,
+    Everything,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +181,18 @@ impl Files {
         self.names.lock().unwrap().open.get(&handle.0).cloned()
     }
 
+    /// What whoever looks for a name is told instead of an answer.
+    fn shut(&self) -> Option<Errno> {
+        let mut faults = self.faults.lock().unwrap();
+        let fails = |rule: &(Part, Operation, Fault)| match *rule {
+            (_, Operation::Enter, Fault::Fail(errno)) => Some(Errno::from_i32(errno)),
+            _ => None,
+        };
+        let errno = faults.rules.iter().find_map(fails)?;
+        faults.met += 1;
+        Some(errno)
+    }
+
     /// Does `run` now, with a fault instead, or when the file system is healed.
     fn faulty(
         &self,
@@ -252,6 +267,9 @@ impl Filesystem for Files {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         match self.attributes(&self.child(parent, name)) {
             Ok(found) => reply.entry(&TTL, &found, Generation(0)),
             Err(error) => reply.error(errno(&error)),
@@ -259,6 +277,9 @@ impl Filesystem for Files {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         match self.attributes(&self.path(number)) {
             Ok(found) => reply.attr(&TTL, &found),
             Err(error) => reply.error(errno(&error)),
@@ -354,6 +375,9 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         let path = self.path(number);
         let write = flags.0 & 0o3 != 0;
         match File::options().read(true).write(write).open(&path) {

@@ -18,6 +18,7 @@ mod faulty;
 mod image;
 mod kernel;
 mod kills;
+mod missing;
 mod mutate;
 mod progress;
 mod soak;
@@ -151,6 +152,11 @@ const CLAIMS: &[Claim] = &[
         name: "kernel: a drive that dies is withdrawn, and back when it works",
         count: 2,
         run: kernel::dies,
+    },
+    Claim {
+        name: "kernel: a drive that is missing at the start costs its blocks, and comes back",
+        count: 2,
+        run: missing::run,
     },
     Claim {
         name: "kernel: a full file system costs a catalogue and no block",
