@@ -42,7 +42,7 @@ mod sessions;
 pub mod sockets;
 mod state;
 mod status;
-mod wire;
+pub mod wire;
 mod withdrawal;
 
 pub use serve::{ServeError, serve};

@@ -391,3 +391,6 @@ impl ReadSink for Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

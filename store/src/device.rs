@@ -8,8 +8,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+#[cfg(loom)]
+use loom::sync::atomic::AtomicBool;
 
 /// Names one operation in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,3 +121,6 @@ impl Waker {
         std::sync::atomic::fence(Ordering::SeqCst);
     }
 }
+
+#[cfg(all(test, loom))]
+mod handshakes;

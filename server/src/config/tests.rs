@@ -42,7 +42,7 @@ fn commented_keys_of_the_example_stand_with_their_defaults() {
     let written = parse(&uncommented()).unwrap();
     let default = Config::default_for("/var/lib/refrain", 100 << 30);
     assert_eq!(written.listen(), default.listen());
-    assert_eq!(written.secret_file, default.secret_file);
+    assert_eq!(written.secret_file, Some(written.drives[0].path.join("secret")));
     assert_eq!((written.load_arena, written.drives[0].segment), (1 << 30, Some(1 << 30)));
     assert_eq!(written.metrics, Some("127.0.0.1:9464".parse().unwrap()));
     let mut rest = written;

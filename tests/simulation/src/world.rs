@@ -76,6 +76,8 @@ pub struct World {
     digest: u64,
     is_recorded: bool,
     pub(crate) marks: Vec<(usize, Mark)>,
+    /// The file of epochs as each drop left it, with how many changes of the disk came before.
+    pub(crate) dropped: Vec<(usize, Vec<u8>)>,
 }
 
 /// What a seed's run is made of.
@@ -129,6 +131,7 @@ impl World {
             digest: 0,
             is_recorded: false,
             marks: Vec::new(),
+            dropped: Vec::new(),
             plan,
         }
     }
@@ -346,6 +349,10 @@ impl World {
         let marks = context.model().take_marks();
         if self.is_recorded && !marks.is_empty() {
             let changes = self.drives[0].disk.lock().recorded().len();
+            if marks.iter().any(|mark| matches!(mark, Mark::Dropped(_))) {
+                let epochs = std::fs::read(epochs_path(&self.directory));
+                self.dropped.push((changes, epochs.expect("a drop has written them")));
+            }
             self.marks.extend(marks.into_iter().map(|mark| (changes, mark)));
         }
         if self.faulty && strikes(&mut self.random, self.plan.faults.rot) {
@@ -411,6 +418,11 @@ enum Able {
     Journal(usize),
 }
 
+/// Where the first drive keeps the epochs.
+pub(crate) fn epochs_path(directory: &Path) -> PathBuf {
+    drive_path(directory, 0).join("epochs")
+}
+
 fn drive_path(directory: &Path, number: usize) -> PathBuf {
     directory.join(format!("drive-{number}"))
 }
@@ -420,9 +432,11 @@ fn prepare(directory: &Path, drives: usize) {
     for number in 0..drives {
         let path = drive_path(directory, number);
         std::fs::create_dir_all(&path).expect("make a directory");
-        let epochs = path.join("epochs");
-        if epochs.exists() {
-            std::fs::remove_file(epochs).expect("remove the epochs of the run before");
+        for name in ["epochs", "epochs.new"] {
+            let left = path.join(name);
+            if left.exists() {
+                std::fs::remove_file(left).expect("remove the epochs of the run before");
+            }
         }
     }
     let secret = directory.join("secret");

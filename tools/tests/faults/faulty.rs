@@ -48,6 +48,21 @@ pub(crate) enum Fault {
     Hang,
 }
 
+/// A power loss after so many writes of segments: what comes then is answered by an error.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    pub(crate) writes: u64,
+    pub(crate) last: Last,
+}
+
+/// What is left of the last write before a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Last {
+    Nothing,
+    FirstPage,
+    Whole,
+}
+
 type Held = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -56,6 +71,21 @@ struct Faults {
     /// Operations that hang.
     held: Vec<Held>,
     met: u64,
+    cut: Option<Cut>,
+}
+
+impl Faults {
+    /// How much of a write of `bytes` is done; `None`: the power has gone.
+    fn pass(&mut self, bytes: usize) -> Option<usize> {
+        let Some(cut) = &mut self.cut else { return Some(bytes) };
+        cut.writes = cut.writes.checked_sub(1)?;
+        match cut.last {
+            _ if cut.writes > 0 => Some(bytes),
+            Last::Nothing => Some(0),
+            Last::FirstPage => Some(bytes.min(4096)),
+            Last::Whole => Some(bytes),
+        }
+    }
 }
 
 struct Files {
@@ -98,6 +128,12 @@ impl Faulty {
 
     pub(crate) fn add(&self, part: Part, operation: Operation, fault: Fault) {
         self.faults.lock().unwrap().rules.push((part, operation, fault));
+    }
+
+    /// Has the power go after some more writes of segments, or come back; what was left of the cut
+    /// before.
+    pub(crate) fn cut(&self, cut: Option<Cut>) -> Option<Cut> {
+        std::mem::replace(&mut self.faults.lock().unwrap().cut, cut)
     }
 
     /// Everything works from now on, also what hung.
@@ -179,6 +215,28 @@ impl Files {
 
     fn handle(&self, handle: FileHandle) -> Option<(Arc<File>, PathBuf)> {
         self.names.lock().unwrap().open.get(&handle.0).cloned()
+    }
+
+    /// Two files take each other's name: a change as a write is.
+    fn exchange(&self, one: &Path, other: &Path, reply: ReplyEmpty) {
+        match self.faults.lock().unwrap().pass(1) {
+            Some(1) => {}
+            Some(_) | None => return reply.error(Errno::EIO),
+        }
+        let root = rustix::fs::CWD;
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        let exchanged = rustix::fs::renameat_with(root, one, root, other, flags);
+        if exchanged.is_ok() {
+            let mut names = self.names.lock().unwrap();
+            let numbers = [one, other].map(|path| names.numbers.remove(path));
+            for (number, path) in numbers.into_iter().zip([other, one]) {
+                if let Some(number) = number {
+                    names.paths.insert(number, path.into());
+                    names.numbers.insert(path.into(), number);
+                }
+            }
+        }
+        answer(exchanged.map_err(Into::into), reply);
     }
 
     /// What whoever looks for a name is told instead of an answer.
@@ -358,10 +416,13 @@ impl Filesystem for Files {
         name: &OsStr,
         newparent: INodeNo,
         newname: &OsStr,
-        _: RenameFlags,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
         let (from, to) = (self.child(parent, name), self.child(newparent, newname));
+        if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+            return self.exchange(&from, &to, reply);
+        }
         let renamed = fs::rename(&from, &to);
         if renamed.is_ok() {
             let mut names = self.names.lock().unwrap();
@@ -454,7 +515,18 @@ impl Filesystem for Files {
         reply: ReplyWrite,
     ) {
         let Some((file, path)) = self.handle(handle) else { return reply.error(Errno::EBADF) };
-        let data = data.to_vec();
+        let mut data = data.to_vec();
+        if part_of(&path) == Some(Part::Data) {
+            match self.faults.lock().unwrap().pass(data.len()) {
+                Some(done) if done == data.len() => {}
+                Some(done) => {
+                    data.truncate(done);
+                    let _ = file.write_all_at(&data, offset);
+                    return reply.error(Errno::EIO);
+                }
+                None => return reply.error(Errno::EIO),
+            }
+        }
         self.faulty(&path, Operation::Write, move |fault| {
             if let Some(fault) = fault {
                 return reply.error(fault);

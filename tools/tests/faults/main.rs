@@ -46,6 +46,8 @@ struct Cli {
 enum Command {
     /// Flip bits, swap, lose and bring back pages of a closed store's segments and superblock
     Damage(Loop),
+    /// Cut off the repair of a damaged store after every write; needs FUSE
+    Repairs(Loop),
     /// Flip bits of a closed store's catalogue
     Catalogue(Loop),
     /// Flip bits of any file of a store, and serve from it
@@ -102,6 +104,11 @@ const CLAIMS: &[Claim] = &[
         name: "damage: flipped, swapped, lost and stale pages are found, or cost nothing",
         count: 92_000,
         run: damage::segments::run,
+    },
+    Claim {
+        name: "repairs: cut off after any write, a repair has lost nothing, and is made again",
+        count: 150,
+        run: damage::cut_repairs::run,
     },
     Claim {
         name: "catalogue: a flipped bit never makes a row that was not written",
@@ -175,6 +182,7 @@ fn main() -> ExitCode {
     let (filter, settings) = match cli.command {
         None => (cli.filter.unwrap_or_default(), Loop { count: None, seed: None }),
         Some(Command::Damage(settings)) => ("damage:".to_owned(), settings),
+        Some(Command::Repairs(settings)) => ("repairs:".to_owned(), settings),
         Some(Command::Catalogue(settings)) => ("catalogue:".to_owned(), settings),
         Some(Command::Served(settings)) => ("served:".to_owned(), settings),
         Some(Command::Kills(settings)) => ("kills:".to_owned(), settings),

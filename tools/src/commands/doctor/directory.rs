@@ -141,11 +141,10 @@ fn store(path: &Path) -> (Option<Result<Directory, ()>>, Option<Check>) {
             (Some(Err(())), Some(check))
         }
         Err(error) => {
-            let advice = match error {
-                DirectoryError::Superblock { .. } => {
-                    "use the build that wrote it, or give another directory"
-                }
-                _ => "see the kernel's log for the drive, or run as the user of the sidecar",
+            let advice = if matches!(error, DirectoryError::Superblock { .. }) {
+                "use the build that wrote it, or give another directory"
+            } else {
+                "see the kernel's log for the drive, or run as the user of the sidecar"
             };
             let found = format!("{:#}", anyhow::Error::new(error));
             (None, Some(Check::wrong(NAME, found, advice)))
