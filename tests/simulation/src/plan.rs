@@ -86,6 +86,5 @@ fn limits(random: &mut Rng, largest: u64) -> Limits {
         space_patience: Duration::from_millis(random.u64(1..1000)),
         // Of a copy: what follows is drawn as it was before.
         hang_patience: Duration::from_millis(random.clone().u64(500..5000)),
-        ..Limits::default()
     }
 }

@@ -70,38 +70,12 @@ async fn left_out(drive: usize, place: &Path, fails: impl Fn(), mends: impl Fn()
     let setup = Setup { drives: 2, ..setup() };
     let mut node = Node::start(&setup.at(drive, place));
     let prompts: Vec<_> = (0..PROMPTS).map(|seed| prompt(seed, BLOCKS)).collect();
-    let worker = Worker::new(&node, SHAPE).await;
-    for (number, ids) in prompts.iter().enumerate() {
-        // Half of them lie on both drives, or begin on the one and go on on the other.
-        if number % 2 == 0 {
-            worker.save_durably(&ids[..2]).await;
-        }
-        worker.save_durably(ids).await;
-    }
-    let dropped = Worker::of_tenant(&node, SHAPE, "dropped").await;
-    for ids in &prompts {
-        dropped.save_durably(ids).await;
-    }
-    let stats = node.stats().await;
-    assert!(stats.drives.iter().all(|drive| drive.live_bytes > MIB), "{stats:?}");
-    pin(&node, &worker, &prompts[0]).await;
-    drop((worker, dropped));
+    fill(&node, &prompts).await;
     node.stop().await;
     fails();
 
     node.start_again();
-    let stats = node.stats().await;
-    let missing = &stats.drives[drive];
-    assert!(missing.withdrawn.starts_with("is not there: "), "{missing:?}");
-    assert_eq!((missing.writable, missing.segments), (false, 0), "{missing:?}");
-    assert!(stats.drives[1 - drive].withdrawn.is_empty() && stats.drives[1 - drive].writable);
-    assert!(node.said().contains("drive missing: left out"), "{}", node.said());
-    let stat = refrain(["stat", "--addr", &node.address().to_string()]);
-    assert!(stat.out.contains("WITHDRAWN     is not there: "), "{stat:?}");
-    let beside = if drive == 0 { node.drive(1) } else { node.drive(0) };
-    let doctor = refrain(["doctor", "--dir", beside.to_str().unwrap()]);
-    assert!(doctor.code == 1 && doctor.out.contains("withdrawn, it is not there: "), "{doctor:?}");
-
+    says_so(&node, drive).await;
     let worker = Worker::new(&node, SHAPE).await;
     let mut matched = 0;
     for ids in &prompts {
@@ -118,44 +92,80 @@ async fn left_out(drive: usize, place: &Path, fails: impl Fn(), mends: impl Fn()
         worker.has_all(ids).await;
     }
     drop_tenant(&node, "dropped").await;
+    drop(worker);
 
     mends();
     eventually("the drive is back", PATIENCE, async || {
         node.stats().await.drives[drive].withdrawn.is_empty().then_some(())
     })
     .await;
-    for is_restarted in [false, true] {
-        let worker = Worker::new(&node, SHAPE).await;
-        eventually("everything is found again", PATIENCE, async || {
-            let whole = usize::try_from(BLOCKS).unwrap();
-            for ids in &prompts {
-                if usize::try_from(worker.matched(ids).await).unwrap() < whole {
-                    return None;
-                }
-            }
-            Some(())
-        })
-        .await;
-        for ids in prompts.iter().chain([&fresh]) {
-            worker.has_all(ids).await;
-        }
-        let dropped = Worker::of_tenant(&node, SHAPE, "dropped").await;
-        for ids in &prompts {
-            assert_eq!(dropped.matched(ids).await, 0, "dropped while a drive was missing");
-        }
-        eventually("the pin is back", PATIENCE, async || {
-            let stats = node.stats().await;
-            let bytes: u64 = stats.drives.iter().map(|drive| drive.pinned_bytes).sum();
-            (stats.pins == 1 && bytes > BLOCKS * SHAPE.block_bytes()).then_some(())
-        })
-        .await;
-        drop((worker, dropped));
-        node.stop().await;
-        if !is_restarted {
-            node.start_again();
-        }
-    }
+    is_whole(&node, &prompts, &fresh).await;
+    node.stop().await;
+    node.start_again();
+    is_whole(&node, &prompts, &fresh).await;
+    node.stop().await;
     all - matched
+}
+
+/// Both drives hold prompts, of a tenant that stays and of one that is dropped; one is pinned.
+async fn fill(node: &Node, prompts: &[Vec<u64>]) {
+    let worker = Worker::new(node, SHAPE).await;
+    for (number, ids) in prompts.iter().enumerate() {
+        // Half of them begin on one drive, and may go on on the other.
+        if number % 2 == 0 {
+            worker.save_durably(&ids[..2]).await;
+        }
+        worker.save_durably(ids).await;
+    }
+    let dropped = Worker::of_tenant(node, SHAPE, "dropped").await;
+    for ids in prompts {
+        dropped.save_durably(ids).await;
+    }
+    let stats = node.stats().await;
+    assert!(stats.drives.iter().all(|drive| drive.live_bytes > MIB), "{stats:?}");
+    pin(node, &worker, &prompts[0]).await;
+}
+
+/// The log, `stat` and `doctor` tell of the drive that is missing, and of nothing else.
+async fn says_so(node: &Node, drive: usize) {
+    let stats = node.stats().await;
+    let (missing, other) = (&stats.drives[drive], &stats.drives[1 - drive]);
+    assert!(missing.withdrawn.starts_with("is not there: "), "{missing:?}");
+    assert_eq!((missing.writable, missing.segments), (false, 0), "{missing:?}");
+    assert!(other.withdrawn.is_empty() && other.writable, "{other:?}");
+    assert!(node.said().contains("drive missing: left out"), "{}", node.said());
+    let stat = refrain(["stat", "--addr", &node.address().to_string()]);
+    assert!(stat.out.contains("WITHDRAWN     is not there: "), "{stat:?}");
+    let doctor = refrain(["doctor", "--dir", &other.path]);
+    assert!(doctor.code == 1 && doctor.out.contains("withdrawn, it is not there: "), "{doctor:?}");
+}
+
+/// All is there but what was dropped; the pin too.
+async fn is_whole(node: &Node, prompts: &[Vec<u64>], fresh: &[u64]) {
+    let worker = Worker::new(node, SHAPE).await;
+    eventually("everything is found again", PATIENCE, async || {
+        for ids in prompts {
+            if u64::from(worker.matched(ids).await) < BLOCKS {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+    for ids in prompts {
+        worker.has_all(ids).await;
+    }
+    worker.has_all(fresh).await;
+    let dropped = Worker::of_tenant(node, SHAPE, "dropped").await;
+    for ids in prompts {
+        assert_eq!(dropped.matched(ids).await, 0, "dropped while a drive was missing");
+    }
+    eventually("the pin is back", PATIENCE, async || {
+        let stats = node.stats().await;
+        let bytes: u64 = stats.drives.iter().map(|drive| drive.pinned_bytes).sum();
+        (stats.pins == 1 && bytes > BLOCKS * SHAPE.block_bytes()).then_some(())
+    })
+    .await;
 }
 
 async fn digest(node: &Node, tenant: &str) -> Vec<u8> {

@@ -11,7 +11,6 @@ use refrain::commands::verify::verify;
 use refrain::target::TargetArgs;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 pub(crate) fn run(count: u64, seed: u64) -> String {
     let world = World::new();
@@ -63,7 +62,6 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         }
     }
     drop(faulty);
-    let _ = Command::new("umount").arg("-l").arg(&mountpoint).status();
     format!(
         "{cuts} cuts in the repairs of {stores} stores; {blocks} readable blocks looked for, none \
          lost, and every repair ended well when it was made again"
