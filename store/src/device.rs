@@ -115,10 +115,11 @@ impl Waker {
         }
     }
 
-    /// Called by the device's thread before it looks for work: later calls wake it again.
+    /// Called by the device's thread before it looks for work: later calls wake it again, and what
+    /// came before earlier ones is seen. A store would not see it: the thread could look for work
+    /// before that arrives, and sleep on it, as whoever brought it found the flag raised.
     pub fn lower(&self) {
-        self.raised.store(false, Ordering::Release);
-        std::sync::atomic::fence(Ordering::SeqCst);
+        self.raised.swap(false, Ordering::AcqRel);
     }
 }
 
