@@ -422,7 +422,8 @@ pub struct DriveStats {
     /// Of the live ones.
     #[prost(uint64, tag = "17")]
     pub pinned_bytes: u64,
-    /// Why it is asked for nothing now; empty while it serves.
+    /// Why it is asked for nothing now, one that was not there at the start included; empty while it
+    /// serves.
     #[prost(string, tag = "18")]
     pub withdrawn: ::prost::alloc::string::String,
 }
