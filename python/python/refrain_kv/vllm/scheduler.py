@@ -1,9 +1,10 @@
 """The scheduler's half: which blocks a request gets from Refrain, and which it gives.
 
-The scheduler polls thousands of times a second while a request waits, so that nothing here waits or
-calls anybody there: a look-up is begun when a request comes, and looked at. Blocks that are being
-saved are kept by a reference of ours, whatever becomes of their request: it may finish, be preempted
-or be aborted, and its blocks are free when the workers have said that they have read them.
+The scheduler polls thousands of times a second while a request waits, so that nothing here waits
+or calls anybody there: a look-up is begun when a request comes, and looked at. Blocks that are
+being saved are kept by a reference of ours, whatever becomes of their request: it may finish, be
+preempted or be aborted, and its blocks are free when the workers have said that they have read
+them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ logger = init_logger("vllm.refrain_kv.worker")
 
 
 class Worker:
-    """Of one rank, which has `shard` of each block; `saves` tells whether nobody else saves that."""
+    """Of one rank, which has `shard` of each block, and `saves` it unless another rank does."""
 
     def __init__(self, settings: Settings, blocks: int, shard: int, saves: bool) -> None:
         self._settings, self._blocks = settings, blocks
