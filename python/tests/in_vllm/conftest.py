@@ -26,7 +26,7 @@ def models() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def homes():
     """Short paths, for sockets."""
     made = []
@@ -41,7 +41,7 @@ def homes():
         home.cleanup()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engines(homes):
     """Makes engines' processes."""
     made = []
@@ -55,7 +55,7 @@ def engines(homes):
         engine.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine(engines) -> Engine:
     """One that is used by one test after the other."""
     return engines()

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
@@ -23,19 +24,19 @@ class Host:
         self.llm: LLM | None = None
 
     def open(self, **options) -> dict:
-        self.llm = LLM(
-            skip_tokenizer_init=True,
-            enforce_eager=True,
-            max_model_len=2048,
-            disable_log_stats=False,
-            seed=0,
-            **options,
-        )
+        common = {
+            "skip_tokenizer_init": True,
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            "disable_log_stats": False,
+            "seed": 0,
+        }
+        self.llm = LLM(**{**common, **options})
         config = self.llm.llm_engine.vllm_config
         policy = config.kv_transfer_config and config.kv_transfer_config.kv_load_failure_policy
         return {"block": config.cache_config.block_size, "policy": policy}
 
-    def generate(self, prompts, tokens=8, salts=None, adapter=None, together=True, drain=True):
+    def generate(self, prompts, tokens=8, salts=None, adapter=None, together=False, drain=True):
         sampling = SamplingParams(
             temperature=0, max_tokens=tokens, detokenize=False, ignore_eos=True, logprobs=0
         )
@@ -104,7 +105,8 @@ class Host:
         return found
 
     def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
         cleanup_dist_env_and_memory()
         gc.collect()
@@ -124,8 +126,10 @@ def main() -> None:
         try:
             answer = getattr(host, what)(**options)
         except Exception as error:
+            traceback.print_exc()
             reply(error=f"{type(error).__name__}: {error}")
-            raise
+            host.close()
+            continue
         reply(answer=answer)
 
 

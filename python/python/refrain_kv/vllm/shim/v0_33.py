@@ -6,10 +6,6 @@ from . import v0_32
 class Base(v0_32.Base):
     """What the connector is, to this vLLM."""
 
-    @classmethod
-    def supports_sleep_mode(cls) -> bool:
-        return True
-
     def unregister_kv_caches(self) -> None:
         if self._worker is not None:
             self._worker.give_back()
