@@ -35,11 +35,10 @@ class RefrainConnector(_Base):
         if transfer.kv_load_failure_policy != "recompute":
             # Read by the scheduler after its connector was made.
             transfer.kv_load_failure_policy = "recompute"
-            if role == KVConnectorRole.SCHEDULER:
-                logger.warning(
-                    "kv_load_failure_policy is now `recompute`: with `fail`, requests would fail "
-                    "because of the cache."
-                )
+            logger.warning(
+                "kv_load_failure_policy is now `recompute`: with `fail`, requests would fail "
+                "because of the cache."
+            )
         fault = _fault(vllm_config, kv_cache_config)
         if fault:
             if role == KVConnectorRole.SCHEDULER:
