@@ -17,6 +17,7 @@ use refrain_client::{KvCache, Lookup, Prompt, Registration};
 use refrain_store::drive::IoEngine;
 use refrain_store::geometry::Layout;
 use refrain_store::probe::Probe;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,17 +32,19 @@ const DEPTH: u32 = 8;
 struct Sizes {
     blocks: u32,
     rounds: usize,
+    /// Loads of any length whose time was foretold; the sidecar learns from as many before them.
+    foretold: usize,
     /// Room for one prompt and not for two, so that each load of the other comes from SSD.
     load_arena: u64,
     session_arena: u64,
 }
 
 impl Sizes {
-    fn new(blocks: u32, rounds: usize, session_arena: u64) -> Self {
+    fn new(blocks: u32, (rounds, foretold): (usize, usize), session_arena: u64) -> Self {
         let frame = Layout::new(LAYERS, CHUNK).expect("a block of DeepSeek-V3").stored_length();
         // The arena is cut into slabs that frames do not fill to the last byte.
         let load_arena = (u64::from(blocks) * frame * 107 / 100).next_multiple_of(2 << 20);
-        Self { blocks, rounds, load_arena: load_arena.max(64 << 20), session_arena }
+        Self { blocks, rounds, foretold, load_arena: load_arena.max(64 << 20), session_arena }
     }
 }
 
@@ -50,10 +53,16 @@ struct Worker {
     cache: KvCache,
     paged: Arc<PagedCache>,
     blocks: u32,
+    /// What a prefill of each of the two prompts left in the pages.
+    computed: [Vec<u8>; 2],
 }
 
 fn main() {
-    let sizes = if is_smoke() { Sizes::new(12, 1, 32 << 20) } else { Sizes::new(400, 7, 1 << 30) };
+    let sizes = if is_smoke() {
+        Sizes::new(12, (1, 4), 32 << 20)
+    } else {
+        Sizes::new(400, (7, 40), 1 << 30)
+    };
     let copier = copier_or_exit(Way::Measured);
     let runtime = Runtime::new().expect("threads");
     let directory = scratch();
@@ -64,7 +73,12 @@ fn main() {
     runtime.block_on(async {
         let client = sidecar.client(sizes.session_arena).await;
         let registration = register(&client, LAYERS, CHUNK).await;
-        let worker = Worker { registration, cache, paged, blocks: sizes.blocks };
+        let computed = [1, 2].map(|seed| {
+            let mut found = bytes(&paged);
+            fastrand::Rng::with_seed(seed).fill(&mut found);
+            found
+        });
+        let worker = Worker { registration, cache, paged, blocks: sizes.blocks, computed };
         run(&worker, &sizes, directory.path()).await;
     });
     sidecar.stop(&runtime);
@@ -111,6 +125,28 @@ async fn run(worker: &Worker, sizes: &Sizes, directory: &Path) {
     let bytes = u64::from(sizes.blocks) * BLOCK_BYTES;
     let rate = gigabytes_per_second(bytes, Samples::from(times).median());
     tell([format!("host tier to pages: median {rate:.1} GB/s, sidecar and session included")]);
+    let mut errors = foretell(worker, sizes, &prompts).await;
+    errors.sort_unstable_by(f64::total_cmp);
+    let at = |share: usize| errors[errors.len() * share / 10];
+    tell([format!("expected load time: off by {:.3} at p50, {:.3} at p90", at(5), at(9))]);
+}
+
+/// How far the expected times of loads were off: of beginnings of any length of either prompt, of
+/// which the host tier has all, a part or nothing.
+async fn foretell(worker: &Worker, sizes: &Sizes, prompts: &[Vec<u32>; 2]) -> Vec<f64> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut errors = Vec::new();
+    for turn in 0..2 * sizes.foretold {
+        let (seed, blocks) = (random.u64(1..=2), random.usize(1..=prompts[0].len() / 64));
+        let tokens = &prompts[usize::try_from(seed - 1).expect("one of two")][..blocks * 64];
+        let loaded = worker.load(tokens, seed).await;
+        let error = loaded.expected.div_duration_f64(loaded.elapsed) - 1.0;
+        if turn >= sizes.foretold {
+            tell([format!("foretold: off by {error:+.3}, {loaded}")]);
+            errors.push(error.abs());
+        }
+    }
+    errors
 }
 
 /// The better of reads of whole blocks and reads of stripes, in the order of the file.
@@ -164,13 +200,15 @@ impl Worker {
         self.registration.lookup(Prompt::Tokens(tokens)).await.expect("the sidecar answers")
     }
 
+    /// What a prefill of prompt `seed` left.
+    fn computed(&self, seed: u64) -> &[u8] {
+        &self.computed[usize::try_from(seed - 1).expect("one of two")]
+    }
+
     /// What stands for a prefill: other bytes for each prompt.
     fn compute(&self, seed: u64) {
         let memory = self.paged.memory().expect("memory of its own");
-        let range = memory.addresses();
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).expect("it fits")];
-        fastrand::Rng::with_seed(seed).fill(&mut bytes);
-        memory.write(0, &bytes).expect("it is written");
+        memory.write(0, self.computed(seed)).expect("it is written");
     }
 
     /// Saves a whole prompt out of its pages; says how often the drives were behind.
@@ -195,14 +233,36 @@ impl Worker {
         }
     }
 
-    /// Loads a whole prompt into the pages that it was saved from, and compares every byte.
+    /// Holds the pages of `numbers` against `right`, and all others against nothing.
+    fn compare(&self, numbers: &[u32], right: &[u8]) {
+        let length = usize::try_from(CHUNK).expect("memory is addressed");
+        let blocks = usize::try_from(self.blocks).expect("32 bits fit");
+        let mut loaded = vec![false; blocks];
+        for &number in numbers {
+            loaded[usize::try_from(number).expect("32 bits fit")] = true;
+        }
+        let nothing = vec![0; length];
+        let found = bytes(&self.paged);
+        for (index, page) in found.chunks_exact(length).enumerate() {
+            let right = &right[index * length..(index + 1) * length];
+            let expected = if loaded[index % blocks] { right } else { &nothing };
+            assert!(page == expected, "a wrong byte in page {}", index % blocks);
+        }
+    }
+
+    /// Loads a prompt's beginning into the pages that it was saved from, and compares every byte.
     async fn load(&self, tokens: &[u32], seed: u64) -> Loaded {
         let memory = self.paged.memory().expect("memory of its own");
         let lookup = self.lookup(tokens).await;
-        assert_eq!(lookup.matched_blocks, self.blocks);
+        let blocks = lookup.matched_blocks;
+        assert_eq!(usize::try_from(blocks).expect("32 bits fit") * 64, tokens.len());
         let expected = lookup.expected_load;
         let begin = Instant::now();
-        let pages = pages(self.blocks, seed);
+        let all = pages(self.blocks, seed);
+        let numbers = |blocks: Range<u32>| {
+            blocks.map(|block| all.page(0, block).expect("it has one")).collect::<Vec<_>>()
+        };
+        let pages = Pages::new(blocks, vec![numbers(0..blocks)]);
         let load = lookup.load_into(&self.cache, 0, pages, None, None).await.expect("it begins");
         load.layer(0, STREAM).await.expect("it comes");
         let first_layer = begin.elapsed();
@@ -211,11 +271,9 @@ impl Worker {
         let done = load.finish().await.expect("it ends");
         let elapsed = begin.elapsed();
         assert!(lookup.release().await.expect("the sidecar answers"), "the lease held");
-        let mut right = vec![0; bytes(&self.paged).len()];
-        fastrand::Rng::with_seed(seed).fill(&mut right);
-        assert!(bytes(&self.paged) == right, "a wrong byte");
+        self.compare(&numbers(0..blocks), self.computed(seed));
         // The next load cannot live on what this one left.
-        memory.write(0, &vec![0; right.len()]).expect("it is written");
+        memory.write(0, &vec![0; self.computed(seed).len()]).expect("it is written");
         let (blocks, host_blocks) = (done.loaded_blocks, done.host_blocks);
         Loaded { blocks, host_blocks, expected, first_layer, last_layer, elapsed }
     }
