@@ -100,28 +100,37 @@ class Worker:
         )
 
     def _begin_load(self, load: Move) -> Pending[Loaded] | None:
+        """None where there is nothing to wait for."""
         if self._registration is None or self._cache is None:
             return None
-        return self._registration.begin_load_hashes(
-            load.names,
-            self._cache,
-            load.block_ids,
-            first=load.first,
-            deadline=self._settings.load_deadline,
-            after=self._stream(),
-        )
+        try:
+            return self._registration.begin_load_hashes(
+                load.names,
+                self._cache,
+                load.block_ids,
+                first=load.first,
+                deadline=self._settings.load_deadline,
+                after=self._stream(),
+            )
+        except RefrainError as error:
+            self._tell("load", error)
+            return None
 
     def _begin_save(self, save: Save) -> Pending[Saved] | None:
         if self._registration is None or self._cache is None:
             return None
-        return self._registration.begin_save_hashes(
-            save.names,
-            self._cache,
-            save.block_ids,
-            first=save.first,
-            deadline=self._settings.save_deadline,
-            after=self._stream(),
-        )
+        try:
+            return self._registration.begin_save_hashes(
+                save.names,
+                self._cache,
+                save.block_ids,
+                first=save.first,
+                deadline=self._settings.save_deadline,
+                after=self._stream(),
+            )
+        except RefrainError as error:
+            self._tell("save", error)
+            return None
 
     def _stream(self) -> int | None:
         if self._device is None or self._device.type != "cuda":
