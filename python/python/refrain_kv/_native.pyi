@@ -250,12 +250,14 @@ class Loaded:
     @property
     def reason(
         self,
-    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "unspecified"]:
+    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"]:
         """Why they are; `unspecified` when the sidecar has gone."""
     @property
     def host_blocks(self) -> int: ...
     @property
     def ssd_blocks(self) -> int: ...
+    @property
+    def peer_blocks(self) -> int: ...
 
 @final
 class Saved:

@@ -1,20 +1,28 @@
-//! A block on its way from a drive, shared by all loads that want it.
+//! A block on its way from a drive or a peer, shared by all loads that want it.
 
 use super::{Load, Miss, count};
 use crate::node::Node;
-use crate::place::BlockPlace;
+use crate::place::{BlockPlace, NamespaceId};
 use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::ReadError;
 use refrain_store::engine::ReadSink;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A block on its way from a drive.
+/// Where a block comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Drive(BlockPlace),
+    /// Its namespace, in which epoch.
+    Peer(NamespaceId, u64),
+}
+
+/// A block on its way.
 pub(crate) struct BlockRead {
     pub(super) node: Weak<Node>,
-    pub(super) key: BlockKey,
-    pub(super) place: BlockPlace,
-    pub(super) frame: Arc<Frame>,
+    pub(crate) key: BlockKey,
+    pub(super) origin: Origin,
+    pub(crate) frame: Arc<Frame>,
     pub(super) waiting: Mutex<Waiting>,
 }
 
@@ -29,7 +37,7 @@ pub(super) struct Waiting {
     loads: Vec<(Arc<Load>, u32)>,
     /// Stripes that are there.
     arrived: Vec<u32>,
-    outcome: Option<Result<(), ReadError>>,
+    outcome: Option<Result<(), Miss>>,
 }
 
 impl BlockRead {
@@ -45,17 +53,41 @@ impl BlockRead {
         match &waiting.outcome {
             None => waiting.loads.push((Arc::clone(load), block)),
             Some(Ok(())) => {}
-            Some(Err(error)) => load.cut(block, miss_of(error)),
+            Some(Err(miss)) => load.cut(block, *miss),
         }
+    }
+
+    /// Stripe `index` is in the frame, and checked.
+    pub(crate) fn arrive(&self, index: usize) {
+        let mut waiting = self.waiting();
+        let stripe = count(index);
+        waiting.arrived.push(stripe);
+        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+    }
+
+    /// The end of a block that a peer sent.
+    pub(crate) fn fetched(&self, outcome: Result<(), Miss>) {
+        if let Some(node) = self.node.upgrade() {
+            node.finish_fetch(self, outcome);
+        }
+        self.end(outcome);
+    }
+
+    fn end(&self, outcome: Result<(), Miss>) {
+        let mut waiting = self.waiting();
+        let loads = std::mem::take(&mut waiting.loads);
+        if let Err(miss) = outcome {
+            for (load, block) in &loads {
+                load.cut(*block, miss);
+            }
+        }
+        waiting.outcome = Some(outcome);
     }
 }
 
 impl ReadSink for BlockRead {
     fn stripe(&self, index: usize) {
-        let mut waiting = self.waiting();
-        let stripe = count(index);
-        waiting.arrived.push(stripe);
-        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+        self.arrive(index);
     }
 
     fn done(&self, outcome: Result<(), ReadError>) {
@@ -63,14 +95,7 @@ impl ReadSink for BlockRead {
         if let Some(node) = self.node.upgrade() {
             node.finish_read(self, &outcome);
         }
-        let mut waiting = self.waiting();
-        let loads = std::mem::take(&mut waiting.loads);
-        if let Err(error) = &outcome {
-            for (load, block) in &loads {
-                load.cut(*block, miss_of(error));
-            }
-        }
-        waiting.outcome = Some(outcome);
+        self.end(outcome.as_ref().map(|()| ()).map_err(miss_of));
     }
 }
 
