@@ -65,12 +65,22 @@ impl BlockRead {
         waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
     }
 
-    /// The end of a block that a peer sent.
-    pub(crate) fn fetched(&self, outcome: Result<(), Miss>) {
+    /// As `arrive`, of a peer's last stripe: whoever looks the block up on hearing of it finds it in
+    /// memory.
+    pub(crate) fn arrive_last(&self, index: usize) {
         if let Some(node) = self.node.upgrade() {
-            node.finish_fetch(self, outcome);
+            node.finish_fetch(self, Ok(()));
         }
-        self.end(outcome);
+        self.arrive(index);
+        self.end(Ok(()));
+    }
+
+    /// A peer's block does not come.
+    pub(crate) fn give_up(&self, miss: Miss) {
+        if let Some(node) = self.node.upgrade() {
+            node.finish_fetch(self, Err(miss));
+        }
+        self.end(Err(miss));
     }
 
     fn end(&self, outcome: Result<(), Miss>) {

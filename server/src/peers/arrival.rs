@@ -188,9 +188,10 @@ impl Arrivals {
         padding.fill_with(|bytes| bytes.fill(0));
         arriving.arrived[index(stripe)] = true;
         arriving.lacking -= 1;
-        arriving.read.arrive(index(stripe));
         if arriving.lacking == 0 {
-            arriving.read.fetched(Ok(()));
+            arriving.read.arrive_last(index(stripe));
+        } else {
+            arriving.read.arrive(index(stripe));
         }
         Ok(())
     }
@@ -204,7 +205,7 @@ impl Arrivals {
 impl Drop for Arrivals {
     fn drop(&mut self) {
         for block in self.blocks.iter().filter(|block| block.lacking > 0) {
-            block.read.fetched(Err(self.miss));
+            block.read.give_up(self.miss);
         }
     }
 }

@@ -139,14 +139,15 @@ async fn a_peer_that_is_killed_or_stopped_in_the_middle_makes_misses() {
 
 #[tokio::test]
 async fn a_lookup_waits_for_a_stopped_peer_no_longer_than_its_deadline_and_then_not_at_all() {
-    let fleet = Fleet::two();
-    let mut here = fleet.nodes.into_iter().next().unwrap();
-    let there = Node::start(&fleet.setups[1]);
-    here.stop().await;
-    here.set_up(&fleet.setups[0].clone().with("peers.lookup_deadline = \"300ms\""));
-    here.start_again();
-    connected(&here).await;
-    let near = Worker::new(&here, SMALL).await;
+    let mut fleet = Fleet::two();
+    let mut setup = fleet.setups[0].clone();
+    setup.config = setup.config.replace("lookup_deadline = \"10s\"", "lookup_deadline = \"300ms\"");
+    fleet.nodes[0].stop().await;
+    fleet.nodes[0].set_up(&setup);
+    fleet.nodes[0].start_again();
+    let [here, there] = &fleet.nodes[..] else { panic!("two nodes") };
+    connected(here).await;
+    let near = Worker::new(here, SMALL).await;
     there.signal(Signal::STOP);
     let mut took = Vec::new();
     for seed in 0..10 {

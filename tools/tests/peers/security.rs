@@ -64,7 +64,9 @@ fn two(change: impl Fn(usize, &Setup, &str) -> Setup) -> (Vec<Node>, Vec<String>
 
 /// Until a node says why it leaves its peer alone.
 async fn left_alone(node: &Node, why: &str) {
+    let worker = Worker::new(node, SMALL).await;
     eventually("it says why", PATIENCE, async || {
+        assert_eq!(worker.matched(&prompt(9999, 1)).await, 0);
         node.stats().await.peers.iter().any(|peer| peer.reason.contains(why)).then_some(())
     })
     .await;
