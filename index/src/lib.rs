@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod chain;
+pub mod directory;
 pub mod hash;
 pub mod namespace;
 pub mod recent;

@@ -265,7 +265,7 @@ impl Node {
             sources.push(source);
         }
         let tiers: Vec<_> = sources.iter().map(Source::tier).collect();
-        let work = self.load_work(&sources, &tiers);
+        let work = self.load_work(&sources, stored);
         if let Some(held) = state.leases.get_mut(lease) {
             held.frames.extend(frames.iter().cloned());
             // How long peers take is no matter of these drives.
@@ -296,13 +296,14 @@ impl Node {
         Ok(load)
     }
 
-    /// The work of a load by this node's drives.
-    fn load_work(&self, sources: &[Source], tiers: &[Tier]) -> Work {
+    /// The work of a load of blocks that take `stored` bytes each, by this node alone.
+    fn load_work(&self, sources: &[Source], stored: u64) -> Work {
         let places = sources.iter().filter_map(|source| match source.read()?.origin {
             Origin::Drive(ref place) => Some(place),
             Origin::Peer(..) => None,
         });
-        self.work(tiers.iter().filter(|tier| **tier == Tier::Host).count(), places)
+        let in_host = sources.iter().filter(|source| source.tier() == Tier::Host);
+        self.work(in_host.map(|_| stored), places)
     }
 
     fn source(
@@ -320,13 +321,7 @@ impl Node {
             return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
         }
         let frame = Arc::new(self.take_frame(state, stored_length)?);
-        let read = Arc::new(BlockRead {
-            node: Arc::downgrade(self),
-            key,
-            origin,
-            frame: Arc::clone(&frame),
-            waiting: Mutex::default(),
-        });
+        let read = Arc::new(BlockRead::new(Arc::downgrade(self), key, origin, Arc::clone(&frame)));
         state.reading.insert(key, Arc::clone(&read));
         Some((frame, Source::Read(read)))
     }

@@ -168,7 +168,8 @@ impl Node {
         let mut tiers = tiers(&state, registration.shard, &hashes, &places);
         let guests = state.host.run(registration.shard, &hashes[places.len()..]);
         tiers.extend(guests.iter().map(|_| Source::Host));
-        let expected_load = self.expected_load(&state, &places, &tiers);
+        let stored = registration.layout.stored_length();
+        let expected_load = self.expected_load(&state, (&places, &tiers), stored);
         let prompt_blocks = count(hashes.len());
         let deadline = self.clock.now() + lease_time;
         let resident = (places, guests);
@@ -201,14 +202,20 @@ impl Node {
         self.metrics.matched_blocks.inc_by(u64::try_from(behind).expect("usize fits"));
     }
 
-    /// Of all matched blocks, as the drives stand now.
-    fn expected_load(&self, state: &State, places: &[BlockPlace], tiers: &[Source]) -> Duration {
+    /// Of all matched blocks, which take `stored` bytes each, as the drives stand now.
+    fn expected_load(
+        &self,
+        state: &State,
+        (places, tiers): (&[BlockPlace], &[Source]),
+        stored: u64,
+    ) -> Duration {
         if tiers.is_empty() {
             return Duration::ZERO;
         }
         let on_ssd = places.iter().zip(tiers).filter(|(_, tier)| **tier == Source::Ssd);
-        let host_blocks = tiers.iter().filter(|tier| **tier == Source::Host).count();
-        state.forecast.expected(self.work(host_blocks, on_ssd.map(|(place, _)| place)))
+        let in_host = tiers.iter().filter(|tier| **tier == Source::Host);
+        let work = self.work(in_host.map(|_| stored), on_ssd.map(|(place, _)| place));
+        state.forecast.expected(work)
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.

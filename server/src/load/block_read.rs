@@ -19,11 +19,11 @@ pub(crate) enum Origin {
 
 /// A block on its way.
 pub(crate) struct BlockRead {
-    pub(super) node: Weak<Node>,
+    node: Weak<Node>,
     pub(crate) key: BlockKey,
     pub(super) origin: Origin,
     pub(crate) frame: Arc<Frame>,
-    pub(super) waiting: Mutex<Waiting>,
+    waiting: Mutex<Waiting>,
 }
 
 impl std::fmt::Debug for BlockRead {
@@ -33,7 +33,7 @@ impl std::fmt::Debug for BlockRead {
 }
 
 #[derive(Default)]
-pub(super) struct Waiting {
+struct Waiting {
     loads: Vec<(Arc<Load>, u32)>,
     /// Stripes that are there.
     arrived: Vec<u32>,
@@ -41,6 +41,16 @@ pub(super) struct Waiting {
 }
 
 impl BlockRead {
+    pub(crate) fn new(node: Weak<Node>, key: BlockKey, origin: Origin, frame: Arc<Frame>) -> Self {
+        Self { node, key, origin, frame, waiting: Mutex::default() }
+    }
+
+    /// How it ended, once it has.
+    #[cfg(test)]
+    pub(crate) fn outcome(&self) -> Option<Result<(), Miss>> {
+        self.waiting().outcome
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Nothing panics while holding it.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)

@@ -224,3 +224,6 @@ fn miss(reason: EndReason) -> Miss {
 fn index(number: u32) -> usize {
     usize::try_from(number).expect("32 bits fit")
 }
+
+#[cfg(test)]
+mod tests;

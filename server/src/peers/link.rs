@@ -61,7 +61,7 @@ pub(crate) enum LinkError {
     #[error("it speaks version {found} of the protocol, this sidecar {}", service::VERSION)]
     Version { found: u32 },
     #[error(
-        "it has another secret: no block of one node is found by the other; give all nodes one peers' secret_file"
+        "it has another secret: no block of one node is found by the other; give all nodes one secret_file"
     )]
     Secret,
     #[error("answers of no sense")]

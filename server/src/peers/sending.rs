@@ -139,9 +139,9 @@ async fn send(
     }
     let ended = load.ended();
     let Ended { loaded, reason, .. } = ended;
+    node.metrics.sent_blocks.inc_by(loaded.into());
     outlet.put(&Piece::End { loaded, reason: reason_of(reason) }.encode()).await?;
     outlet.flush().await?;
-    node.metrics.sent_blocks.inc_by(loaded.into());
     Ok(Some(load))
 }
 
