@@ -112,7 +112,7 @@ async fn hand_over(far: &Registration, near: &Registration, blocks: u32) {
         whole.push(begun.elapsed());
     }
     let (after, whole) = (Samples::from(after).median(), Samples::from(whole).median());
-    let mib = u64::from(blocks / 2) * BLOCK_BYTES >> 20;
+    let mib = (u64::from(blocks / 2) * BLOCK_BYTES) >> 20;
     tell([format!(
         "hand-over of {} blocks ({mib} MiB): {after:.1?} from the save's answer to the last byte, \
          {whole:.1?} with the save",
@@ -194,6 +194,7 @@ impl Remote {
 }
 
 /// When something began, and what of the cores' time was spent by then.
+#[derive(Clone, Copy)]
 struct Begun {
     at: Instant,
     core_seconds: f64,

@@ -98,7 +98,9 @@ impl HostTier {
         let is_one = |guest: Option<Guest>| guest.is_some_and(|it| it.namespace == namespace);
         let of = self.cached.iter().filter(|(_, cached)| is_one(cached.guest));
         let keys: Vec<_> = of.map(|(key, _)| *key).collect();
-        keys.into_iter().for_each(|key| self.remove(key));
+        for key in keys {
+            self.remove(key);
+        }
     }
 
     fn add(&mut self, key: BlockKey, frame: Arc<Frame>, guest: Option<Guest>) {

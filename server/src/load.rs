@@ -291,7 +291,7 @@ impl Node {
         }
         self.submit(reads);
         if let Some(remote) = remote {
-            remote.fetch(fetches(first, &sources), deadline);
+            remote.fetch(&fetches(first, &sources), deadline);
         }
         Ok(load)
     }

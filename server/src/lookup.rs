@@ -272,9 +272,9 @@ pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<Seq
 
 fn tiers(state: &State, shard: u32, hashes: &[SequenceHash], places: &[BlockPlace]) -> Vec<Source> {
     let matched = hashes.iter().take(places.len());
-    let tier = |&sequence: &SequenceHash| match state.host.contains(BlockKey { sequence, shard }) {
-        true => Source::Host,
-        false => Source::Ssd,
+    let tier = |&sequence: &SequenceHash| {
+        let in_host = state.host.contains(BlockKey { sequence, shard });
+        if in_host { Source::Host } else { Source::Ssd }
     };
     matched.map(tier).collect()
 }

@@ -6,7 +6,7 @@
 //! do not come. So a peer can cost a lookup some milliseconds and a load its deadline, and nothing else.
 //!
 //! Who asks: [`link`] (a peer and its connection), [`remote`] (what it promised), [`receiving`],
-//! [`arrival`]. Who is asked: [`door`] (listeners), [`service`], [`sending`].
+//! [`arrival`]. Who is asked: [`door`] (listeners), [`service`], [`sending`]. [`edge`] is what both need.
 
 use crate::config::PeersConfig;
 use crate::lookup::Match;
@@ -18,20 +18,21 @@ use refrain_proto::v1::{self, OfferRefusal};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tracing::warn;
 
 mod arrival;
 pub(crate) mod door;
+pub(crate) mod edge;
 mod link;
 mod receiving;
 mod remote;
 mod sending;
 pub(crate) mod service;
 mod stream;
-pub(crate) mod tls;
+mod tls;
 
 use arrival::Asked as AskedBlocks;
 pub(crate) use link::Report;
@@ -41,8 +42,6 @@ use tls::Tls;
 
 /// How long after a lookup's deadline an answer may come that is given back at once.
 const AFTERTHOUGHT: Duration = Duration::from_secs(2);
-/// They fill any link that a node has.
-const DATA_THREADS_MAX: usize = 4;
 /// Bytes of a question: a prompt of a million tokens has 500,000.
 const QUESTION_BYTES_MAX: usize = 64 << 20;
 
@@ -263,36 +262,4 @@ async fn offer(link: &Arc<Link>, up: &Arc<Up>, question: &Question) -> Result<Of
     let answered = link.common.clock.now().saturating_duration_since(begun);
     offered.expected = answered + link.expected(bytes, answer.queued_bytes, at_peer);
     Ok(Offered::Blocks(offered))
-}
-
-/// Threads for the bytes of peers alone: those that answer lookups never wait for them.
-#[derive(Debug)]
-pub(crate) struct DataThreads(Option<Runtime>);
-
-impl DataThreads {
-    /// None for a node that has no peers.
-    pub(crate) fn start(config: &PeersConfig) -> std::io::Result<Self> {
-        if config.listen.is_none() && config.ask.is_empty() {
-            return Ok(Self(None));
-        }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(cores.min(DATA_THREADS_MAX))
-            .thread_name("refrain-peers")
-            .enable_all()
-            .build()?;
-        Ok(Self(Some(runtime)))
-    }
-
-    pub(crate) fn handle(&self) -> Option<&Handle> {
-        self.0.as_ref().map(Runtime::handle)
-    }
-}
-
-impl Drop for DataThreads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
 }

@@ -12,10 +12,9 @@ use crate::config::{Config, ConfigError, Invalid};
 use crate::events_service::EventsService;
 use crate::metrics_http::{Health as State, MetricsHttpError, MetricsServer};
 use crate::node::{Node, NodeError};
-use crate::peers::door::{Door, DoorError, Sessions};
+use crate::peers::door::Sessions;
+use crate::peers::edge::{Admitted, Edge, EdgeError};
 use crate::peers::service::PeerService;
-use crate::peers::tls::{Tls, TlsError};
-use crate::peers::{DataThreads, Peers};
 use crate::sockets::{SocketError, Sockets};
 use refrain_proto::v1::admin_server::AdminServer;
 use refrain_proto::v1::cache_server::CacheServer;
@@ -29,6 +28,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
@@ -62,12 +62,8 @@ pub enum ServeError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     AddressFile(#[from] AddressFileError),
-    #[error("set up TLS for peers")]
-    Tls(#[from] TlsError),
     #[error(transparent)]
-    Door(#[from] DoorError),
-    #[error("start the threads of peers")]
-    Threads { source: io::Error },
+    Edge(#[from] EdgeError),
     #[error("hand the sockets to the runtime")]
     Runtime { source: io::Error },
     #[error("build the reflection service")]
@@ -87,10 +83,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         Some(address) => Some(MetricsServer::bind(address).await?),
         None => None,
     };
-    let tls = config.peers.tls_files().map(|files| Tls::read(&files)).transpose()?;
-    let door = Door::bind(&config.peers).await?;
-    let data =
-        DataThreads::start(&config.peers).map_err(|source| ServeError::Threads { source })?;
+    let mut edge = Edge::open(&config).await?;
     let metrics_address = server.as_ref().map(MetricsServer::address);
     let opening = config.clone();
     let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
@@ -111,22 +104,15 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let mut tasks = node.spawn_tasks();
     tasks.spawn(crate::sessions::accept(Arc::clone(&node), sessions));
 
-    let peers = data.handle().map(|data| Peers::start(&config.peers, &node, tls.as_ref(), data));
+    let peers = edge.peers(&config, &node);
+    let peers_address = edge.address();
     let (drain, drained) = watch::channel(false);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let cache = CacheService { node: Arc::clone(&node), peers: peers.clone() };
     let admin = AdminService { node: Arc::clone(&node), peers, drain };
-    let router = services(health_service.clone(), &cache, admin)?;
-    let incoming = UnixListenerStream::new(grpc);
-    let grpc = tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed(stopped.clone())));
-    let peers_address = door.as_ref().map(Door::address);
-    let remote = door.zip(data.handle()).map(|(door, data)| {
-        let (sessions, visitors) = door.open(&node, tls.as_ref(), (&mut tasks, data));
-        let router = remote_services(health_service, &cache, sessions);
-        let incoming = ReceiverStream::new(visitors);
-        tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed(stopped)))
-    });
+    let admitted = edge.admit(&node, &mut tasks);
+    let serving = Serving::start((health_service, cache, admin), grpc, admitted, &stopped)?;
 
     health.send_replace(State::Serving);
     let restart = begun.elapsed();
@@ -145,30 +131,66 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         node.drained().await;
         // Nobody finds the sidecar from here on; calls under way finish.
         drop((address_files, socket_files, stop));
-        let served = grpc.await;
-        if let Some(remote) = remote {
-            // However it ended for those of other machines.
-            let _ = remote.await;
-        }
-        served
+        serving.ended().await
     };
-    if let Ok(Ok(served)) = tokio::time::timeout(config.drain, finish).await {
-        served.map_err(|source| ServeError::Grpc { source })?;
+    if let Ok(served) = tokio::time::timeout(config.drain, finish).await {
+        served?;
     } else {
         warn!(limit = ?config.drain, "calls were cut off");
     }
     tasks.shutdown().await;
-    let stopping = Arc::clone(&node);
-    let stopping = tokio::task::spawn_blocking(move || stopping.stop());
-    // A drive that hangs is no reason to: what it had not synced was never promised.
-    if tokio::time::timeout(config.drain, stopping).await.is_err() {
-        warn!(limit = ?config.drain, "drives do not stop");
-    }
+    stop_drives(node, config.drain).await;
     if let Some(http) = http {
         let _ = http.await;
     }
     info!("stopped");
     Ok(())
+}
+
+async fn stop_drives(node: Arc<Node>, limit: Duration) {
+    let stopping = tokio::task::spawn_blocking(move || node.stop());
+    // One that hangs is no reason to wait: what it had not synced was never promised.
+    if tokio::time::timeout(limit, stopping).await.is_err() {
+        warn!(?limit, "drives do not stop");
+    }
+}
+
+/// What answers calls, until it is told to stop.
+struct Serving {
+    local: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// For other machines.
+    remote: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+}
+
+impl Serving {
+    fn start<H: Health>(
+        (health, cache, admin): (HealthServer<H>, CacheService, AdminService),
+        grpc: UnixListener,
+        admitted: Option<Admitted>,
+        stopped: &watch::Receiver<()>,
+    ) -> Result<Self, ServeError> {
+        let router = services(health.clone(), &cache, admin)?;
+        let (incoming, end) = (UnixListenerStream::new(grpc), closed(stopped.clone()));
+        let local = tokio::spawn(router.serve_with_incoming_shutdown(incoming, end));
+        let remote = admitted.map(|(sessions, visitors)| {
+            let router = remote_services(health, &cache, sessions);
+            let (incoming, end) = (ReceiverStream::new(visitors), closed(stopped.clone()));
+            tokio::spawn(router.serve_with_incoming_shutdown(incoming, end))
+        });
+        Ok(Self { local, remote })
+    }
+
+    /// When all calls have ended.
+    async fn ended(self) -> Result<(), ServeError> {
+        let grpc = |source| ServeError::Grpc { source };
+        if let Ok(served) = self.local.await {
+            served.map_err(grpc)?;
+        }
+        match self.remote {
+            Some(remote) => remote.await.map_or(Ok(()), |served| served.map_err(grpc)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Everything that is served over gRPC on this node.

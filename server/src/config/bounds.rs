@@ -84,7 +84,7 @@ impl Invalid {
             Self::SamePath { index, .. } | Self::NoPath { index } => drive(index, "path"),
             Self::Capacity { index, .. } => drive(index, "capacity"),
             Self::Size { key, .. } | Self::Pages { key, .. } => vec![key.clone()],
-            Self::Wait { key, .. } => vec![(*key).into()],
+            Self::Wait { key, .. } | Self::PlainText { key, .. } => vec![(*key).into()],
             Self::LeaseOrder { .. } => vec!["lease_default".into(), "lease_max".into()],
             Self::Memory { .. } => vec!["load_arena".into()],
             Self::Sessions { .. } => vec!["sessions_max".into()],
@@ -92,7 +92,6 @@ impl Invalid {
             // The default address lies in the first drive's directory.
             Self::Listen { .. } => vec!["listen".into(), "drives[0].path".into()],
             Self::Tls { .. } => vec!["peers".into()],
-            Self::PlainText { key, .. } => vec![(*key).into()],
             Self::DataAlone => vec!["peers.data_listen".into()],
             Self::Peers { .. } => vec!["peers.ask".into()],
         }

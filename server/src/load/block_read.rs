@@ -115,7 +115,7 @@ impl ReadSink for BlockRead {
         if let Some(node) = self.node.upgrade() {
             node.finish_read(self, &outcome);
         }
-        self.end(outcome.as_ref().map(|()| ()).map_err(miss_of));
+        self.end(outcome.as_ref().copied().map_err(miss_of));
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Remote {
 impl Remote {
     /// Begins to bring blocks, each by its number in the prompt. Whatever happens, each hears how it
     /// ended, by the deadline.
-    pub(crate) fn fetch(self: &Arc<Self>, wanted: Vec<(u32, Arc<BlockRead>)>, deadline: Instant) {
+    pub(crate) fn fetch(self: &Arc<Self>, wanted: &[(u32, Arc<BlockRead>)], deadline: Instant) {
         let stored = self.asked.layout.stored_length();
         for run in wanted.chunk_by(|(left, _), (right, _)| left + 1 == *right) {
             let bytes = stored * u64::try_from(run.len()).expect("usize fits");

@@ -1506,7 +1506,8 @@ pub mod cache_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Cache", "Release"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks which blocks behind a lookup should be saved. Never waits: no room is an answer.
+        /// Asks which blocks behind a lookup should be saved. Never waits for room: none is an answer. Behind
+        /// blocks of a peer it waits until those are saved here too, as none is found without its parent.
         pub async fn reserve(
             &mut self,
             request: impl tonic::IntoRequest<super::ReserveRequest>,
@@ -1655,7 +1656,8 @@ pub mod cache_server {
             &self,
             request: tonic::Request<super::ReleaseRequest>,
         ) -> std::result::Result<tonic::Response<super::ReleaseResponse>, tonic::Status>;
-        /// Asks which blocks behind a lookup should be saved. Never waits: no room is an answer.
+        /// Asks which blocks behind a lookup should be saved. Never waits for room: none is an answer. Behind
+        /// blocks of a peer it waits until those are saved here too, as none is found without its parent.
         async fn reserve(
             &self,
             request: tonic::Request<super::ReserveRequest>,
