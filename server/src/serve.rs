@@ -78,15 +78,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     config.validate()?;
     let (health, watched) = watch::channel(State::Starting);
     let (stop, stopped) = watch::channel(());
-    let server = match config.metrics {
-        Some(address) => Some(MetricsServer::bind(address).await?),
-        None => None,
-    };
+    let server = bind_metrics(&config).await?;
     let mut edge = Edge::open(&config).await?;
     let metrics_address = server.as_ref().map(MetricsServer::address);
-    let opening = config.clone();
-    let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
-    let node = node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let node = open(&config).await?;
     let http = server.map(|server| {
         let counted = Arc::clone(&node);
         let text = Arc::new(move || counted.metrics_text());
@@ -150,6 +145,19 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     }
     info!("stopped");
     Ok(())
+}
+
+async fn bind_metrics(config: &Config) -> Result<Option<MetricsServer>, MetricsHttpError> {
+    match config.metrics {
+        Some(address) => MetricsServer::bind(address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn open(config: &Config) -> Result<Arc<Node>, NodeError> {
+    let opening = config.clone();
+    let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
+    node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 async fn stop_drives(node: Arc<Node>, limit: Duration) {

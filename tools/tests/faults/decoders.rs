@@ -359,7 +359,8 @@ pub(crate) fn write_corpora(directory: &Path) {
     write("superblock", &both);
     write("run", &run.encode());
     write("hello", &hello);
-    let hello = data::Hello { version: 1, ticket: std::array::from_fn(|at| at as u8) };
+    let hello =
+        data::Hello { version: 1, ticket: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] };
     let refusal = data::Welcome::Ticket.encode();
     write("data-hello", &[&hello.encode()[..], &refusal].concat());
     let lease = 0x1122_3344_5566_7788;
