@@ -8,6 +8,7 @@ use crate::lookup::Prompt;
 use crate::metrics::Source;
 use crate::namespaces::Registration;
 use crate::node::Node;
+use crate::peers::{Peers, Report};
 use crate::pins::{Pinned, Until};
 use crate::place::{DriveId, Group};
 use crate::removal::Invalidated;
@@ -45,6 +46,7 @@ const AMBIGUOUS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct AdminService {
     pub(crate) node: Arc<Node>,
+    pub(crate) peers: Option<Arc<Peers>>,
     /// Told to stop the process.
     pub(crate) drain: watch::Sender<bool>,
 }
@@ -55,7 +57,8 @@ impl admin_server::Admin for AdminService {
     type VerifyStream = Answers<v1::VerifyProgress>;
 
     async fn stats(&self, _: Request<v1::StatsRequest>) -> Answered<v1::StatsResponse> {
-        Ok(Response::new(stats(&self.node)))
+        let peers = self.peers.as_ref().map_or_else(Vec::new, |peers| peers.report());
+        Ok(Response::new(stats(&self.node, peers)))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answered<Self::ListStream> {
@@ -357,7 +360,7 @@ fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
     all
 }
 
-fn stats(node: &Node) -> v1::StatsResponse {
+fn stats(node: &Node, peers: Vec<Report>) -> v1::StatsResponse {
     let count = |size: usize| u64::try_from(size).expect("usize fits");
     let mut state = node.state();
     state.expire_pins(unix_ms());
@@ -397,7 +400,17 @@ fn stats(node: &Node) -> v1::StatsResponse {
         restart_source: if node.restart.from_catalog { "catalog" } else { "disk" }.into(),
         drives: drives.collect(),
         pins: count(state.pins.len()),
+        loaded_blocks_peer: metrics.loaded_blocks.of(Source::Peer).get(),
+        sent_blocks: metrics.sent_blocks.get(),
+        links: count(state.links.len()),
+        peers: peers.into_iter().map(peer).collect(),
     }
+}
+
+fn peer(report: Report) -> v1::PeerStats {
+    let Report { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks } = report;
+    let state = state.into();
+    v1::PeerStats { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks }
 }
 
 fn drive_stats(state: &State, id: DriveId, disk: &Disk) -> v1::DriveStats {

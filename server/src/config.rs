@@ -16,11 +16,14 @@ use thiserror::Error;
 
 mod bounds;
 mod listen;
+mod peers;
 mod place;
 mod units;
 
 pub use bounds::Invalid;
 pub use listen::{Listen, ListenError};
+pub(crate) use peers::TlsFiles;
+pub use peers::{Keep, PeerAddress, PeerAddressError, PeersConfig};
 pub use place::Place;
 pub use units::{UnitError, parse_durability, parse_duration, parse_io_engine, parse_size};
 
@@ -81,6 +84,8 @@ pub struct Config {
     /// How long a stop waits for what runs; at most 10 min, default 10 s.
     #[serde(deserialize_with = "units::duration")]
     pub drain: Duration,
+    /// Other sidecars, and clients of other machines.
+    pub peers: PeersConfig,
 }
 
 /// One drive as it is configured.
@@ -134,6 +139,7 @@ impl Default for Config {
             drive_patience: Duration::from_secs(10),
             secret_file: None,
             drain: Duration::from_secs(10),
+            peers: PeersConfig::default(),
         }
     }
 }

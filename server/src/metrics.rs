@@ -5,6 +5,7 @@
 
 use crate::fates::Eviction;
 use crate::load::Miss;
+use crate::peers::Asked;
 use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -57,6 +58,17 @@ pub struct Metrics {
     pub moved_bytes: Counter,
     pub damaged_blocks: Counter,
     pub leases_expired: Counter,
+    /// Sent to peers.
+    pub sent_blocks: Counter,
+    pub sent_bytes: Counter,
+    /// Blocks of peers that were saved on this node's own drives.
+    pub kept_blocks: Counter,
+    /// Questions to peers of lookups, by how they ended.
+    pub offers: CounterBy<Asked>,
+    /// Bytes that peers were promised, and not sent yet.
+    pub send_queue_bytes: Level,
+    /// Connections of peers.
+    pub links: Level,
     pub sessions: Level,
     pub leases: Level,
     pub reservations: Level,
@@ -151,6 +163,12 @@ impl Metrics {
             moved_bytes: make.counter("moved_bytes", "Bytes that reclaim wrote again"),
             damaged_blocks: make.counter("damaged_blocks", "Blocks that did not pass a check"),
             leases_expired: make.counter("leases_expired", "Leases that nobody released in time"),
+            sent_blocks: make.counter("sent_blocks", "Blocks sent to peers"),
+            sent_bytes: make.counter("sent_bytes", "Bytes sent to peers"),
+            kept_blocks: make.counter("kept_blocks", "Blocks of peers saved on own drives"),
+            offers: make.counter_by("offers", "Questions of lookups to peers, by their end"),
+            send_queue_bytes: make.level("send_queue_bytes", "Promised to peers, not sent yet"),
+            links: make.level("links", "Connections of peers"),
             sessions: make.level("sessions", "Workers connected"),
             leases: make.level("leases", "Leases held"),
             reservations: make.level("reservations", "Saves reserved, not yet committed"),

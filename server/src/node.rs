@@ -174,6 +174,7 @@ impl Node {
         state.expire_pins(unix_ms());
         let pinned = self.numbered_disks().map(|(drive, _)| state.segments.pinned_bytes(drive));
         self.metrics.pinned_bytes.set(pinned.sum());
+        self.metrics.links.set(u64::try_from(state.links.len()).expect("usize fits"));
         drop(state);
         let held = self.held();
         let Metrics { sessions, leases, reservations, blocks, .. } = &self.metrics;

@@ -146,7 +146,8 @@ impl Worker {
             | MissReason::Deadline
             | MissReason::Damaged
             | MissReason::NoMemory
-            | MissReason::Drive => {}
+            | MissReason::Drive
+            | MissReason::Peer => {}
         }
         if let End::SidecarLost = self.save(&lookup, done.loaded_blocks, asked, outcome).await? {
             return Ok(End::SidecarLost);
@@ -297,6 +298,7 @@ fn miss(reason: MissReason) -> Option<&'static str> {
         MissReason::Damaged => Some("damaged"),
         MissReason::NoMemory => Some("no_memory"),
         MissReason::Drive => Some("drive"),
+        MissReason::Peer => Some("peer"),
         MissReason::Lease => Some("lease"),
         MissReason::Unspecified => Some("sidecar_lost"),
     }
