@@ -10,6 +10,7 @@ use crate::announce::{self, Opened};
 use crate::cache_service::CacheService;
 use crate::config::{Config, ConfigError, Invalid};
 use crate::events_service::EventsService;
+use crate::fleet::FleetError;
 use crate::metrics_http::{Health, MetricsHttpError, MetricsServer};
 use crate::node::{Node, NodeError};
 use crate::sockets::{SocketError, Sockets};
@@ -54,6 +55,8 @@ pub enum ServeError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     AddressFile(#[from] AddressFileError),
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     #[error("hand the sockets to the runtime")]
     Runtime { source: io::Error },
     #[error("build the reflection service")]
@@ -92,6 +95,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let sessions = UnixListener::from_std(sessions).map_err(runtime)?;
     let mut tasks = node.spawn_tasks();
     tasks.spawn(crate::sessions::accept(Arc::clone(&node), sessions));
+    node.join_fleet(&config, &mut tasks)?;
 
     let (drain, drained) = watch::channel(false);
     let (reporter, router) = services(&node, drain).await?;
@@ -109,6 +113,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
 
     health.send_replace(Health::Draining);
     node.begin_drain();
+    node.drain_fleet().await;
     reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     info!(limit = ?config.drain, "draining");
     let finish = async {
@@ -122,6 +127,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     } else {
         warn!(limit = ?config.drain, "calls were cut off");
     }
+    node.leave_fleet().await;
     tasks.shutdown().await;
     let stopping = Arc::clone(&node);
     let stopping = tokio::task::spawn_blocking(move || stopping.stop());

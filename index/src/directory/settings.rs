@@ -14,9 +14,6 @@ pub struct Settings {
     pub user: Option<User>,
     /// Plain text without.
     pub tls: Option<Tls>,
-    /// Buckets of a slot of a fleet's new directory, as a power of two: at 2^10, a thousand million
-    /// entries lie 60 to a bucket. A directory that is there keeps its own. At most 18.
-    pub bucket_bits: u8,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -49,17 +46,17 @@ impl fmt::Debug for Tls {
 impl fmt::Debug for Settings {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let user = self.user.as_ref().map(|user| &user.name);
-        let Self { seeds, tls, bucket_bits, .. } = self;
+        let Self { seeds, tls, .. } = self;
         let mut shown = out.debug_struct("Settings");
         shown.field("seeds", seeds).field("user", &user).field("tls", &tls.is_some());
-        shown.field("bucket_bits", bucket_bits).finish()
+        shown.finish()
     }
 }
 
 impl Settings {
     /// Plain text, without a password: a directory on this machine.
     pub fn open(seeds: Vec<String>) -> Self {
-        Self { seeds, user: None, tls: None, bucket_bits: 10 }
+        Self { seeds, user: None, tls: None }
     }
 
     pub(super) fn client(&self, address: &str) -> Result<Client, DirectoryError> {

@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn no_two_buckets_or_markers_share_a_key() {
-        let bits = 7;
+        let bits = 4;
         let buckets =
             (0..SLOTS).flat_map(|slot| (0..1 << bits).map(move |b| bucket_key(slot, b, bits)));
         let keys: std::collections::HashSet<_> =

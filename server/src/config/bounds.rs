@@ -58,6 +58,8 @@ pub enum Invalid {
     Mode { mode: u32 },
     #[error("listen: {error}")]
     Listen { error: ListenError },
+    #[error("directory.{key}: {reason}")]
+    Directory { key: &'static str, reason: &'static str },
 }
 
 impl Invalid {
@@ -75,6 +77,7 @@ impl Invalid {
             Self::Sessions { .. } => vec!["sessions_max".into()],
             Self::Mode { .. } => vec!["socket_mode".into()],
             // The default address lies in the first drive's directory.
+            Self::Directory { key, .. } => vec![format!("directory.{key}"), "directory".into()],
             Self::Listen { .. } => vec!["listen".into(), "drives[0].path".into()],
         }
     }
@@ -103,6 +106,9 @@ impl Config {
         // Decimal digits that were meant as octal ones never pass: 600 and 660 have other bits.
         if self.socket_mode & !0o777 != 0 || self.socket_mode & 0o600 != 0o600 {
             return Err(Invalid::Mode { mode: self.socket_mode });
+        }
+        if let Some(directory) = &self.directory {
+            directory.check().map_err(|(key, reason)| Invalid::Directory { key, reason })?;
         }
         self.listen()
             .map_or(Ok(()), |listen| listen.check().map_err(|error| Invalid::Listen { error }))
