@@ -12,12 +12,22 @@ local function owners(value, but)
     return kept
 end
 
+-- A key that is no bucket is nobody's of the fleet: it makes way.
+local function value_of(bucket, field)
+    local value = redis.pcall('HGET', bucket, field)
+    if type(value) == 'table' then
+        redis.call('DEL', bucket)
+        return false
+    end
+    return value
+end
+
 -- KEYS: a bucket. ARGV: an owner, fields. The owner takes the place of its node's earlier epoch.
 redis.register_function('refrain1_put', function(keys, args)
     local owner, node, written = args[1], args[1]:sub(1, 2), 0
     for i = 2, #args do
         local is_there = false
-        local kept = owners(redis.call('HGET', keys[1], args[i]), function(other)
+        local kept = owners(value_of(keys[1], args[i]), function(other)
             is_there = is_there or other == owner
             return other:sub(1, 2) == node
         end)
@@ -35,7 +45,7 @@ end)
 redis.register_function('refrain1_del', function(keys, args)
     local owner, removed = args[1], 0
     for i = 2, #args do
-        local value = redis.call('HGET', keys[1], args[i])
+        local value = value_of(keys[1], args[i])
         if value then
             local now = table.concat(owners(value, function(other) return other == owner end))
             if #now == 0 then
@@ -72,7 +82,8 @@ redis.register_function('refrain1_join', function(keys, args)
     end
     if epoch > 65535 then return { 0, '' } end
     redis.call('SET', keys[3], '1 ' .. args[8], 'NX')
-    redis.call('HSET', keys[1], node, table.concat({ '1', epoch, identity, raised, args[4] }, ' '))
+    local now = table.concat({ '1', epoch, identity, raised, args[4] }, ' ')
+    if now ~= record then redis.call('HSET', keys[1], node, now) end
     redis.call('SET', keys[2], epoch .. ' live', 'PX', args[6])
     return { epoch, 'joined' }
 end)
