@@ -17,6 +17,7 @@ use refrain_client::{KvCache, Lookup, Prompt, Registration};
 use refrain_store::drive::IoEngine;
 use refrain_store::geometry::Layout;
 use refrain_store::probe::Probe;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,17 +32,19 @@ const DEPTH: u32 = 8;
 struct Sizes {
     blocks: u32,
     rounds: usize,
+    /// Loads of any length whose time was foretold; the sidecar learns from as many before them.
+    foretold: usize,
     /// Room for one prompt and not for two, so that each load of the other comes from SSD.
     load_arena: u64,
     session_arena: u64,
 }
 
 impl Sizes {
-    fn new(blocks: u32, rounds: usize, session_arena: u64) -> Self {
+    fn new(blocks: u32, (rounds, foretold): (usize, usize), session_arena: u64) -> Self {
         let frame = Layout::new(LAYERS, CHUNK).expect("a block of DeepSeek-V3").stored_length();
         // The arena is cut into slabs that frames do not fill to the last byte.
         let load_arena = (u64::from(blocks) * frame * 107 / 100).next_multiple_of(2 << 20);
-        Self { blocks, rounds, load_arena: load_arena.max(64 << 20), session_arena }
+        Self { blocks, rounds, foretold, load_arena: load_arena.max(64 << 20), session_arena }
     }
 }
 
@@ -53,7 +56,11 @@ struct Worker {
 }
 
 fn main() {
-    let sizes = if is_smoke() { Sizes::new(12, 1, 32 << 20) } else { Sizes::new(400, 7, 1 << 30) };
+    let sizes = if is_smoke() {
+        Sizes::new(12, (1, 4), 32 << 20)
+    } else {
+        Sizes::new(400, (7, 40), 1 << 30)
+    };
     let copier = copier_or_exit(Way::Measured);
     let runtime = Runtime::new().expect("threads");
     let directory = scratch();
@@ -111,6 +118,28 @@ async fn run(worker: &Worker, sizes: &Sizes, directory: &Path) {
     let bytes = u64::from(sizes.blocks) * BLOCK_BYTES;
     let rate = gigabytes_per_second(bytes, Samples::from(times).median());
     tell([format!("host tier to pages: median {rate:.1} GB/s, sidecar and session included")]);
+    let mut errors = foretell(worker, sizes, &prompts).await;
+    errors.sort_unstable_by(f64::total_cmp);
+    let at = |share: usize| errors[errors.len() * share / 10];
+    tell([format!("expected load time: off by {:.3} at p50, {:.3} at p90", at(5), at(9))]);
+}
+
+/// How far the expected times of loads were off: of beginnings of any length of either prompt, of
+/// which the host tier has all, a part or nothing.
+async fn foretell(worker: &Worker, sizes: &Sizes, prompts: &[Vec<u32>; 2]) -> Vec<f64> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut errors = Vec::new();
+    for turn in 0..2 * sizes.foretold {
+        let (seed, blocks) = (random.u64(1..=2), random.usize(1..=prompts[0].len() / 64));
+        let tokens = &prompts[usize::try_from(seed - 1).expect("one of two")][..blocks * 64];
+        let loaded = worker.load(tokens, seed).await;
+        let error = loaded.expected.div_duration_f64(loaded.elapsed) - 1.0;
+        if turn >= sizes.foretold {
+            tell([format!("foretold: off by {error:+.3}, {loaded}")]);
+            errors.push(error.abs());
+        }
+    }
+    errors
 }
 
 /// The better of reads of whole blocks and reads of stripes, in the order of the file.
@@ -195,14 +224,19 @@ impl Worker {
         }
     }
 
-    /// Loads a whole prompt into the pages that it was saved from, and compares every byte.
+    /// Loads a prompt's beginning into the pages that it was saved from, and compares every byte.
     async fn load(&self, tokens: &[u32], seed: u64) -> Loaded {
         let memory = self.paged.memory().expect("memory of its own");
         let lookup = self.lookup(tokens).await;
-        assert_eq!(lookup.matched_blocks, self.blocks);
+        let blocks = lookup.matched_blocks;
+        assert_eq!(usize::try_from(blocks).expect("32 bits fit") * 64, tokens.len());
         let expected = lookup.expected_load;
         let begin = Instant::now();
-        let pages = pages(self.blocks, seed);
+        let all = pages(self.blocks, seed);
+        let numbers = |blocks: Range<u32>| {
+            blocks.map(|block| all.page(0, block).expect("it has one")).collect::<Vec<_>>()
+        };
+        let pages = Pages::new(blocks, vec![numbers(0..blocks)]);
         let load = lookup.load_into(&self.cache, 0, pages, None, None).await.expect("it begins");
         load.layer(0, STREAM).await.expect("it comes");
         let first_layer = begin.elapsed();
@@ -213,7 +247,15 @@ impl Worker {
         assert!(lookup.release().await.expect("the sidecar answers"), "the lease held");
         let mut right = vec![0; bytes(&self.paged).len()];
         fastrand::Rng::with_seed(seed).fill(&mut right);
-        assert!(bytes(&self.paged) == right, "a wrong byte");
+        let page_bytes = usize::try_from(CHUNK).expect("memory is addressed");
+        let layer_bytes = right.len() / usize::try_from(LAYERS).expect("32 bits fit");
+        for layer in right.chunks_exact_mut(layer_bytes) {
+            for page in numbers(blocks..self.blocks) {
+                let begin = usize::try_from(page).expect("32 bits fit") * page_bytes;
+                layer[begin..begin + page_bytes].fill(0);
+            }
+        }
+        assert!(bytes(&self.paged) == right, "a wrong byte, or one outside of the pages");
         // The next load cannot live on what this one left.
         memory.write(0, &vec![0; right.len()]).expect("it is written");
         let (blocks, host_blocks) = (done.loaded_blocks, done.host_blocks);

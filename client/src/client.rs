@@ -1,19 +1,16 @@
-//! A client finds its sidecar, and finds it again.
+//! A client has a session with its sidecar whenever there is one.
 
 use crate::address::Address;
 use crate::call::Deadline;
 use crate::connection::{Connection, MESSAGE_BYTES_MAX, lasting_channel};
 use crate::error::{Absence, ClientError};
+use crate::keeper::{self, Link};
 use crate::registration::Registration;
 use refrain_proto::v1::{self, admin_client::AdminClient};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
-
-/// Least time between two attempts to connect: in between, calls fail without one.
-const ATTEMPT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a worker reaches its sidecar.
 #[derive(Clone, Debug)]
@@ -22,11 +19,12 @@ pub struct ClientConfig {
     /// Memory that blocks to save are copied into; rounded up to whole pages, and resident from
     /// the first call on.
     pub session_arena_bytes: u64,
-    /// Of every call, connecting included.
+    /// Of every call, the wait for a session included.
     pub deadline: Duration,
 }
 
-/// A session with a sidecar, opened again by the next call after it was lost.
+/// A session with a sidecar for as long as there is one. It is opened, and opened again after it
+/// was lost, in the background; calls made meanwhile fail at once.
 #[derive(Clone, Debug)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -35,35 +33,67 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     config: ClientConfig,
-    state: Mutex<State>,
+    link: watch::Receiver<Link>,
+    /// Ends the pause before the next attempt.
+    now: Arc<Notify>,
     admin: Channel,
 }
 
-#[derive(Debug)]
-struct State {
-    connection: Option<Arc<Connection>>,
-    failed: Option<(Instant, Arc<Absence>)>,
-    generation: u64,
-}
-
 impl Client {
+    /// Begins to look for the sidecar, which may come later. Must be called inside of a runtime.
+    pub fn new(config: ClientConfig) -> Self {
+        let admin = lasting_channel(&config.address);
+        let (sender, link) = watch::channel(Link::Opening);
+        let now = Arc::new(Notify::new());
+        tokio::spawn(keeper::keep(config.clone(), sender, Arc::clone(&now)));
+        Self { shared: Arc::new(Shared { config, link, now, admin }) }
+    }
+
     /// Opens a session; fails when there is no sidecar.
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        let admin = lasting_channel(&config.address);
-        let state = Mutex::new(State { connection: None, failed: None, generation: 0 });
-        let client = Self { shared: Arc::new(Shared { config, state, admin }) };
-        client.connection(client.deadline()).await?;
+        let client = Self::new(config);
+        client.reach().await?;
         Ok(client)
     }
 
-    /// Names what this worker caches. `block_bytes` is what it takes a block of its shard for.
+    /// Asks whether the sidecar is there: fails when it is not, by the next attempt's outcome.
+    pub async fn reach(&self) -> Result<(), ClientError> {
+        let deadline = self.deadline();
+        let mut link = self.shared.link.clone();
+        if matches!(*link.borrow_and_update(), Link::Absent(_)) {
+            self.shared.now.notify_one();
+            // What has changed, if anything has by then, is looked at below.
+            let _ = deadline.bound(link.changed()).await;
+        }
+        self.connection(deadline).await.map(drop)
+    }
+
+    /// Whether there is a session, as far as this side knows without asking.
+    pub fn is_connected(&self) -> bool {
+        matches!(&*self.shared.link.borrow(), Link::Open(connection) if !connection.is_lost())
+    }
+
+    /// Names what this worker caches, at once or as soon as the sidecar is there. `block_bytes` is
+    /// what it takes a block of its shard for.
+    pub fn registration(
+        &self,
+        namespace: v1::Namespace,
+        shard: u32,
+        block_bytes: u64,
+    ) -> Registration {
+        Registration::new(self.clone(), namespace, shard, block_bytes)
+    }
+
+    /// The same, refused now if it is refused, or if the sidecar is absent.
     pub async fn register(
         &self,
         namespace: v1::Namespace,
         shard: u32,
         block_bytes: u64,
     ) -> Result<Registration, ClientError> {
-        Registration::new(self.clone(), namespace, shard, block_bytes).await
+        let registration = self.registration(namespace, shard, block_bytes);
+        registration.layout().await?;
+        Ok(registration)
     }
 
     /// What operators ask a node.
@@ -79,44 +109,24 @@ impl Client {
         self.shared.config.deadline
     }
 
-    /// The session, opened anew if it was lost.
+    /// The session there is. One that is being opened is waited for; after a failure, until there
+    /// is one again, nothing is.
     pub(crate) async fn connection(
         &self,
         deadline: Deadline,
     ) -> Result<Arc<Connection>, ClientError> {
-        let late = || self.absent(Arc::new(Absence::Late { limit: deadline.limit() }));
-        let opened = deadline.bound(self.connection_at_last(deadline)).await;
-        opened.unwrap_or_else(|| Err(late()))
-    }
-
-    async fn connection_at_last(&self, deadline: Deadline) -> Result<Arc<Connection>, ClientError> {
-        let mut state = self.shared.state.lock().await;
-        if let Some(connection) = &state.connection
-            && !connection.is_lost()
-        {
-            return Ok(Arc::clone(connection));
-        }
-        state.connection = None;
-        if let Some((at, absence)) = &state.failed
-            && at.elapsed() < ATTEMPT_INTERVAL
-        {
-            return Err(self.absent(Arc::clone(absence)));
-        }
-        // Noted before the attempt, which ends here without a word when its caller gives up.
-        let limit = deadline.limit();
-        state.failed = Some((Instant::now(), Arc::new(Absence::Late { limit })));
-        state.generation += 1;
-        match Connection::open(&self.shared.config, state.generation).await {
-            Ok(connection) => {
-                let connection = Arc::new(connection);
-                state.failed = None;
-                state.connection = Some(Arc::clone(&connection));
-                Ok(connection)
+        let mut link = self.shared.link.clone();
+        loop {
+            match &*link.borrow_and_update() {
+                Link::Open(connection) if !connection.is_lost() => {
+                    return Ok(Arc::clone(connection));
+                }
+                Link::Absent(absence) => return Err(self.absent(Arc::clone(absence))),
+                // Its keeper will see that it is lost.
+                Link::Open(_) | Link::Opening => {}
             }
-            Err(absence) => {
-                let absence = Arc::new(absence);
-                state.failed = Some((Instant::now(), Arc::clone(&absence)));
-                Err(self.absent(absence))
+            if !matches!(deadline.bound(link.changed()).await, Some(Ok(()))) {
+                return Err(self.absent(Arc::new(Absence::Late { limit: deadline.limit() })));
             }
         }
     }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint};
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -36,11 +37,12 @@ pub(crate) struct Connection {
     address: Address,
     cache: CacheClient<Channel>,
     /// Nothing more is sent over it.
-    session: UnixStream,
+    session: tokio::net::UnixStream,
     session_id: [u8; 16],
     load_arena: Arc<Mapping>,
     slots: Arc<Slots>,
     lost: AtomicBool,
+    lost_now: Notify,
     runtime: Handle,
 }
 
@@ -54,6 +56,9 @@ impl Connection {
             Ok(outcome) => outcome?,
             Err(stopped) => return Err(Absence::Socket { source: io::Error::other(stopped) }),
         };
+        let socket = |source| Absence::Socket { source };
+        hands.session.set_nonblocking(true).map_err(socket)?;
+        let session = tokio::net::UnixStream::from_std(hands.session).map_err(socket)?;
         let channel = channel(path).await?;
         let cache = CacheClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -62,11 +67,12 @@ impl Connection {
             generation,
             address: config.address.clone(),
             cache,
-            session: hands.session,
+            session,
             session_id: hands.session_id,
             load_arena: hands.load_arena,
             slots: Slots::new(hands.session_arena),
             lost: AtomicBool::new(false),
+            lost_now: Notify::new(),
             runtime: Handle::current(),
         })
     }
@@ -99,6 +105,24 @@ impl Connection {
     /// No call should use this connection any more; those under way may finish.
     pub(crate) fn lose(&self) {
         self.lost.store(true, Ordering::Relaxed);
+        // Kept for whoever waits next; there is one at most.
+        self.lost_now.notify_one();
+    }
+
+    /// Returns when the session has ended, or was given up by a call.
+    pub(crate) async fn lost(&self) {
+        while !self.is_lost() {
+            tokio::select! {
+                () = self.lost_now.notified() => {}
+                _ = self.session.readable() => {
+                    // Nothing is ever sent over it: what is readable has ended, or only seemed so.
+                    let read = self.session.try_read(&mut [0_u8; 1]);
+                    if !read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                        self.lose();
+                    }
+                }
+            }
+        }
     }
 
     /// Whether the sidecar has gone, as far as this side can know without asking.

@@ -6,7 +6,7 @@
 //! and [`Lookup::release`] says whether what was copied counts. [`Lookup::save`] stores the rest.
 //!
 //! The cache is never the reason that a request fails. A sidecar that stops in the middle makes
-//! misses; one that starts again is found by the next call. Any future may be dropped at any point.
+//! misses; one that starts again is found by itself. Any future may be dropped at any point.
 
 mod address;
 mod admin;
@@ -16,6 +16,7 @@ mod client;
 mod connection;
 mod error;
 mod gather;
+mod keeper;
 mod layered;
 mod layout;
 mod load;

@@ -8,6 +8,7 @@ use crate::layout::Layout;
 use crate::lookup::Lookup;
 use refrain_proto::v1::{self, lookup_request};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A prompt, as far as it fills blocks.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +24,8 @@ pub enum Prompt<'a> {
     Engine(&'a [Vec<u8>]),
 }
 
-/// A namespace and shard that lookups are made in; registered again after a sidecar's restart.
+/// A namespace and shard that lookups are made in; registered with each sidecar by the first call
+/// that finds it.
 #[derive(Clone, Debug)]
 pub struct Registration {
     shared: Arc<Shared>,
@@ -35,7 +37,7 @@ struct Shared {
     namespace: v1::Namespace,
     shard: u32,
     block_bytes: u64,
-    registered: Mutex<Registered>,
+    registered: Mutex<Option<Registered>>,
 }
 
 /// What one sidecar answered.
@@ -48,30 +50,41 @@ struct Registered {
 }
 
 impl Registration {
-    pub(crate) async fn new(
+    pub(crate) fn new(
         client: Client,
         namespace: v1::Namespace,
         shard: u32,
         block_bytes: u64,
-    ) -> Result<Self, ClientError> {
-        let deadline = client.deadline();
-        let connection = client.connection(deadline).await?;
-        let registered = register(&connection, &namespace, shard, block_bytes, deadline).await?;
-        let registered = Mutex::new(registered);
-        let known = Shared { client, namespace, shard, block_bytes, registered };
-        Ok(Self { shared: Arc::new(known) })
+    ) -> Self {
+        let registered = Mutex::new(None);
+        Self { shared: Arc::new(Shared { client, namespace, shard, block_bytes, registered }) }
     }
 
-    /// How blocks lie in memory. A sidecar of another version may lay them out otherwise after a
-    /// restart: while a lookup is held, its own layout counts.
-    pub fn layout(&self) -> Arc<Layout> {
-        self.registered().layout
+    /// How blocks lie in memory, as the sidecar that was there last says, or the one that is there
+    /// now. Another version may lay them out otherwise: while a lookup is held, its own layout
+    /// counts.
+    pub async fn layout(&self) -> Result<Arc<Layout>, ClientError> {
+        if let Some(registered) = self.registered() {
+            return Ok(registered.layout);
+        }
+        let deadline = self.shared.client.deadline();
+        let connection = self.shared.client.connection(deadline).await?;
+        Ok(self.registered_on(&connection, deadline).await?.layout)
     }
 
     /// The longest resident prefix of a prompt, leased. No match is an answer with no blocks.
     pub async fn lookup(&self, prompt: Prompt<'_>) -> Result<Lookup, ClientError> {
+        self.lookup_within(prompt, None).await
+    }
+
+    /// The same, with a deadline of its own (the client's if there is none).
+    pub async fn lookup_within(
+        &self,
+        prompt: Prompt<'_>,
+        deadline: Option<Duration>,
+    ) -> Result<Lookup, ClientError> {
         let (prompt, extra_keys) = encode(prompt);
-        let deadline = self.shared.client.deadline();
+        let deadline = deadline.map_or_else(|| self.shared.client.deadline(), Deadline::after);
         let connection = self.shared.client.connection(deadline).await?;
         let Registered { registration, layout, .. } =
             self.registered_on(&connection, deadline).await?;
@@ -86,21 +99,22 @@ impl Registration {
         connection: &Connection,
         deadline: Deadline,
     ) -> Result<Registered, ClientError> {
-        let known = self.registered();
-        if known.generation == connection.generation() {
+        if let Some(known) = self.registered()
+            && known.generation == connection.generation()
+        {
             return Ok(known);
         }
         let Shared { namespace, shard, block_bytes, registered, .. } = &*self.shared;
         let fresh = register(connection, namespace, *shard, *block_bytes, deadline).await?;
         let mut registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
         // Two callers may have come here at once; both answers hold, the newest is kept.
-        if registered.generation < fresh.generation {
-            *registered = fresh.clone();
+        if registered.as_ref().is_none_or(|known| known.generation < fresh.generation) {
+            *registered = Some(fresh.clone());
         }
         Ok(fresh)
     }
 
-    fn registered(&self) -> Registered {
+    fn registered(&self) -> Option<Registered> {
         self.shared.registered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

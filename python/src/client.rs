@@ -11,7 +11,7 @@ use refrain_client::ClientConfig;
 /// Where a sidecar listens unless somebody says otherwise, as for the command line.
 const ADDRESS: &str = "unix:/run/refrain/refrain.sock";
 
-/// A connection to the sidecar of this node.
+/// A connection to the sidecar of this node, whenever that is there.
 #[pyclass(frozen, module = "refrain_kv")]
 #[derive(Debug)]
 pub(crate) struct Client(Held<refrain_client::Client>);
@@ -32,11 +32,25 @@ impl Client {
         let deadline = numbers::duration(deadline)?;
         let config = ClientConfig { address, session_arena_bytes, deadline };
         let session = Session::start()?;
-        let client = session.spawn(refrain_client::Client::connect(config))?.answer(py)?;
+        // Threads of the session's keep it.
+        let client =
+            session.spawn(async { Ok(refrain_client::Client::new(config)) })?.answer(py)?;
         Ok(Self(Held::new(&session, client)?))
     }
 
-    /// Names what this worker caches.
+    /// Asks whether the sidecar is there.
+    fn connect(&self, py: Python<'_>) -> PyResult<()> {
+        let client = self.0.get()?;
+        self.0.session().spawn(async move { client.reach().await })?.answer(py)
+    }
+
+    /// Whether there is a session with it, as far as is known.
+    #[getter]
+    fn connected(&self) -> bool {
+        self.0.get().is_ok_and(|client| client.is_connected())
+    }
+
+    /// Names what this worker caches, to the sidecar that is there or to the one that comes.
     #[pyo3(signature = (namespace, *, shard, block_bytes=None))]
     fn register(
         &self,
@@ -48,9 +62,17 @@ impl Client {
         let (client, namespace) = (self.0.get()?, namespace.0.clone());
         let taken_for = namespace.layer_bytes.saturating_mul(namespace.layers.into());
         let block_bytes = block_bytes.unwrap_or(taken_for);
-        let registering = async move { client.register(namespace, shard, block_bytes).await };
+        let block_tokens = namespace.block_tokens;
+        let registering = async move {
+            let registration = client.registration(namespace, shard, block_bytes);
+            match registration.layout().await {
+                // What may be otherwise later is the concern of later calls.
+                Err(error) if !error.retry() => Err(error),
+                Ok(_) | Err(_) => Ok(registration),
+            }
+        };
         let registration = self.0.session().spawn(registering)?.answer(py)?;
-        Registration::new(self.0.session(), registration)
+        Registration::new(self.0.session(), registration, block_tokens)
     }
 
     #[getter]

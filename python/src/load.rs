@@ -3,30 +3,68 @@
 use crate::answers::Loaded;
 use crate::pending::Pending;
 use crate::session::{Held, Session};
+use crate::task::Task;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use refrain_client::LayeredLoad;
 use refrain_client::gpu_transfer::copier::Stream;
+use refrain_client::v1::MissReason;
+use refrain_client::{Done, LayeredLoad};
 use std::sync::Arc;
+
+/// What a load is of.
+pub(crate) enum Loading {
+    Blocks(LayeredLoad),
+    /// No block, of a prompt that no sidecar was there for.
+    Nothing {
+        layers: u32,
+    },
+}
 
 /// Blocks on their way into the pages of a cache; dropping it cancels it.
 #[pyclass(frozen, module = "refrain_kv")]
 #[derive(Debug)]
-pub(crate) struct Load(Held<LayeredLoad>);
+pub(crate) struct Load {
+    session: Arc<Session>,
+    /// None where it is of nothing.
+    held: Option<Held<LayeredLoad>>,
+    layers: u32,
+}
 
 impl Load {
-    pub(crate) fn new(session: &Arc<Session>, load: LayeredLoad) -> PyResult<Self> {
-        Ok(Self(Held::new(session, load)?))
+    pub(crate) fn new(session: &Arc<Session>, loading: Loading) -> PyResult<Self> {
+        let (layers, held) = match loading {
+            Loading::Blocks(load) => (load.layers(), Some(Held::new(session, load)?)),
+            Loading::Nothing { layers } => (layers, None),
+        };
+        Ok(Self { session: Arc::clone(session), held, layers })
     }
 
     pub(crate) fn build(
         py: Python<'_>,
         session: &Arc<Session>,
-        load: LayeredLoad,
+        loading: Loading,
     ) -> PyResult<Py<PyAny>> {
-        Ok(Py::new(py, Self::new(session, load)?)?.into_any())
+        Ok(Py::new(py, Self::new(session, loading)?)?.into_any())
+    }
+
+    fn load(&self) -> PyResult<Option<Arc<LayeredLoad>>> {
+        self.held.as_ref().map(Held::get).transpose()
+    }
+
+    fn finishing(&self) -> PyResult<Task<Done>> {
+        let load = self.load()?;
+        self.session.spawn(async move {
+            match load {
+                Some(load) => load.finish().await,
+                None => Ok(NOTHING),
+            }
+        })
     }
 }
+
+/// How a load of nothing ends.
+const NOTHING: Done =
+    Done { loaded_blocks: 0, reason: MissReason::Unspecified, host_blocks: 0, ssd_blocks: 0 };
 
 #[pymethods]
 impl Load {
@@ -34,44 +72,40 @@ impl Load {
     /// be read.
     #[pyo3(signature = (layer, stream=0))]
     fn layer(&self, py: Python<'_>, layer: u32, stream: u64) -> PyResult<u32> {
-        let load = self.0.get()?;
-        if layer >= load.layers() {
-            let message = format!("layer {layer} of {}", load.layers());
-            return Err(PyIndexError::new_err(message));
+        if layer >= self.layers {
+            return Err(PyIndexError::new_err(format!("layer {layer} of {}", self.layers)));
         }
+        let Some(load) = self.load()? else { return Ok(0) };
         let waiting = async move { load.layer(layer, Stream(stream)).await };
-        self.0.session().spawn(waiting)?.answer(py)
+        self.session.spawn(waiting)?.answer(py)
     }
 
     /// How many layers `layer` does not wait for.
     #[getter]
     fn layers_on_their_way(&self) -> PyResult<u32> {
-        Ok(self.0.get()?.layers_on_their_way())
+        Ok(self.load()?.map_or(self.layers, |load| load.layers_on_their_way()))
     }
 
     /// Waits until all is copied.
     fn finish(&self, py: Python<'_>) -> PyResult<Loaded> {
-        let load = self.0.get()?;
-        let done = self.0.session().spawn(async move { load.finish().await })?.answer(py)?;
-        Ok(Loaded(done))
+        Ok(Loaded(self.finishing()?.answer(py)?))
     }
 
     fn begin_finish(&self) -> PyResult<Pending> {
-        let load = self.0.get()?;
-        let task = self.0.session().spawn(async move { load.finish().await })?;
-        Ok(Pending::new(self.0.session(), task, Loaded::build))
+        Ok(Pending::new(&self.session, self.finishing()?, Loaded::build))
     }
 
     /// Ends it. Afterwards none of its pages is written; those of blocks that had not come hold
     /// anything.
     fn cancel(&self, py: Python<'_>) {
-        if let Ok(load) = self.0.get() {
+        let Some(held) = &self.held else { return };
+        if let Ok(load) = held.get() {
             py.detach(|| {
                 load.cancel();
                 drop(load);
             });
         }
-        self.0.end(py);
+        held.end(py);
     }
 
     fn __enter__(this: Py<Self>) -> Py<Self> {

@@ -2,7 +2,7 @@
 
 use crate::answers::{Saved, name};
 use crate::cache::KvCache;
-use crate::load::Load;
+use crate::load::{Load, Loading};
 use crate::numbers;
 use crate::pending::Pending;
 use crate::session::{Held, Session};
@@ -11,15 +11,26 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use refrain_client::gpu_transfer::copier::Stream;
 use refrain_client::gpu_transfer::layout::Pages;
-use refrain_client::{LayeredLoad, v1};
+use refrain_client::{ClientError, v1};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What a lookup came to.
+pub(crate) enum Found {
+    Answer(refrain_client::Lookup),
+    /// No sidecar has answered: none of the prompt's blocks is there.
+    Absent {
+        blocks: u32,
+    },
+}
 
 /// The blocks of a prompt and those of them that are resident, leased.
 #[pyclass(frozen, module = "refrain_kv")]
 #[derive(Debug)]
 pub(crate) struct Lookup {
-    held: Held<refrain_client::Lookup>,
+    session: Arc<Session>,
+    /// None where no sidecar has answered.
+    held: Option<Held<refrain_client::Lookup>>,
     prompt_blocks: u32,
     matched_blocks: u32,
     tiers: Vec<v1::TierRun>,
@@ -27,19 +38,37 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
-    pub(crate) fn new(session: &Arc<Session>, lookup: refrain_client::Lookup) -> PyResult<Self> {
+    pub(crate) fn new(session: &Arc<Session>, found: Found) -> PyResult<Self> {
+        let lookup = match found {
+            Found::Answer(lookup) => lookup,
+            Found::Absent { blocks } => {
+                return Ok(Self {
+                    session: Arc::clone(session),
+                    held: None,
+                    prompt_blocks: blocks,
+                    matched_blocks: 0,
+                    tiers: Vec::new(),
+                    expected_load: Duration::ZERO,
+                });
+            }
+        };
         let refrain_client::Lookup { prompt_blocks, matched_blocks, expected_load, .. } = lookup;
-        let tiers = lookup.tiers.clone();
-        let held = Held::new(session, lookup)?;
-        Ok(Self { held, prompt_blocks, matched_blocks, tiers, expected_load })
+        let (session, tiers) = (Arc::clone(session), lookup.tiers.clone());
+        let held = Some(Held::new(&session, lookup)?);
+        Ok(Self { session, held, prompt_blocks, matched_blocks, tiers, expected_load })
     }
 
     pub(crate) fn build(
         py: Python<'_>,
         session: &Arc<Session>,
-        lookup: refrain_client::Lookup,
+        found: Found,
     ) -> PyResult<Py<PyAny>> {
-        Ok(Py::new(py, Self::new(session, lookup)?)?.into_any())
+        Ok(Py::new(py, Self::new(session, found)?)?.into_any())
+    }
+
+    /// None where there is nobody to ask.
+    fn lookup(&self) -> PyResult<Option<Arc<refrain_client::Lookup>>> {
+        self.held.as_ref().map(Held::get).transpose()
     }
 
     fn loading(
@@ -49,12 +78,18 @@ impl Lookup {
         first: u32,
         deadline: Option<f64>,
         after: Option<u64>,
-    ) -> PyResult<Task<LayeredLoad>> {
-        let lookup = self.held.get()?;
+    ) -> PyResult<Task<Loading>> {
+        let lookup = self.lookup()?;
         let (pages, cache) = (pages_of(cache, pages)?, cache.get()?);
         let deadline = deadline.map(numbers::duration).transpose()?;
-        self.held.session().spawn(async move {
-            lookup.load_into(&cache, first, pages, deadline, after.map(Stream)).await
+        self.session.spawn(async move {
+            let Some(lookup) = lookup else {
+                let layers = cache.paged().layout().layers.len();
+                check_range(first, pages.blocks(), 0)?;
+                return Ok(Loading::Nothing { layers: u32::try_from(layers).unwrap_or(u32::MAX) });
+            };
+            let load = lookup.load_into(&cache, first, pages, deadline, after.map(Stream)).await?;
+            Ok(Loading::Blocks(load))
         })
     }
 
@@ -66,12 +101,41 @@ impl Lookup {
         after: Option<u64>,
         durable: bool,
     ) -> PyResult<Task<refrain_client::Saved>> {
-        let lookup = self.held.get()?;
+        let lookup = self.lookup()?;
         let (pages, cache) = (pages_of(cache, pages)?, cache.get()?);
-        let first = first.unwrap_or(self.matched_blocks);
-        self.held.session().spawn(async move {
+        let (first, available) = (first.unwrap_or(self.matched_blocks), self.prompt_blocks);
+        self.session.spawn(async move {
+            let Some(lookup) = lookup else {
+                check_range(first, pages.blocks(), available)?;
+                return Ok(NOT_SAVED);
+            };
             lookup.save_from(&cache, first, pages, after.map(Stream), durable).await
         })
+    }
+
+    fn releasing(&self) -> PyResult<Task<bool>> {
+        let lookup = self.lookup()?;
+        self.session.spawn(async move {
+            match lookup {
+                Some(lookup) => lookup.release().await,
+                None => Ok(false),
+            }
+        })
+    }
+}
+
+/// What becomes of a save that there is no sidecar for.
+const NOT_SAVED: refrain_client::Saved = refrain_client::Saved {
+    offered: 0,
+    saved: 0,
+    refusal: v1::Refusal::Unspecified,
+    durable: false,
+};
+
+fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
+    match first.checked_add(blocks) {
+        Some(end) if end <= available => Ok(()),
+        _ => Err(ClientError::BlocksOutOfRange { first, blocks, available }),
     }
 }
 
@@ -87,6 +151,12 @@ impl Lookup {
     #[getter]
     fn matched_blocks(&self) -> u32 {
         self.matched_blocks
+    }
+
+    /// Whether no sidecar has answered in time.
+    #[getter]
+    fn absent(&self) -> bool {
+        self.held.is_none()
     }
 
     /// Where the matched blocks lie, in order.
@@ -114,7 +184,7 @@ impl Lookup {
         after: Option<u64>,
     ) -> PyResult<Load> {
         let task = self.loading(cache, pages, first, deadline, after)?;
-        Load::new(self.held.session(), task.answer(py)?)
+        Load::new(&self.session, task.answer(py)?)
     }
 
     #[pyo3(signature = (cache, pages, *, first=0, deadline=None, after=None))]
@@ -127,7 +197,7 @@ impl Lookup {
         after: Option<u64>,
     ) -> PyResult<Pending> {
         let task = self.loading(cache, pages, first, deadline, after)?;
-        Ok(Pending::new(self.held.session(), task, Load::build))
+        Ok(Pending::new(&self.session, task, Load::build))
     }
 
     /// Saves blocks of the prompt out of the pages of a cache.
@@ -154,36 +224,41 @@ impl Lookup {
         durable: bool,
     ) -> PyResult<Pending> {
         let task = self.saving(cache, pages, first, after, durable)?;
-        Ok(Pending::new(self.held.session(), task, Saved::build))
+        Ok(Pending::new(&self.session, task, Saved::build))
     }
 
     /// Prolongs the lease; `False`: it was over.
     #[pyo3(signature = (seconds=0.0))]
     fn renew(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
-        let (lookup, lease) = (self.held.get()?, numbers::duration(seconds)?);
-        self.held.session().spawn(async move { lookup.renew(lease).await })?.answer(py)
+        let (lookup, lease) = (self.lookup()?, numbers::duration(seconds)?);
+        let renewing = async move {
+            match lookup {
+                Some(lookup) => lookup.renew(lease).await,
+                None => Ok(false),
+            }
+        };
+        self.session.spawn(renewing)?.answer(py)
     }
 
     /// Ends the lease; `False`: it did not hold all the while, and what was loaded does not count.
     fn release(&self, py: Python<'_>) -> PyResult<bool> {
-        let lookup = self.held.get()?;
-        let held = self.held.session().spawn(async move { lookup.release().await })?.answer(py);
-        self.held.end(py);
+        let held = self.releasing()?.answer(py);
+        self.close(py);
         held
     }
 
     fn begin_release(&self) -> PyResult<Pending> {
-        let lookup = self.held.get()?;
-        let task = self.held.session().spawn(async move { lookup.release().await })?;
         let build = |py: Python<'_>, _: &Arc<Session>, held: bool| {
             Ok(held.into_pyobject(py)?.to_owned().into_any().unbind())
         };
-        Ok(Pending::new(self.held.session(), task, build))
+        Ok(Pending::new(&self.session, self.releasing()?, build))
     }
 
     /// Has the lease released, without waiting for the answer.
     fn close(&self, py: Python<'_>) {
-        self.held.end(py);
+        if let Some(held) = &self.held {
+            held.end(py);
+        }
     }
 
     fn __enter__(this: Py<Self>) -> Py<Self> {

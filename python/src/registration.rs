@@ -1,87 +1,134 @@
 //! What a worker caches, and the prompts that it looks up.
 
-use crate::lookup::Lookup;
+use crate::lookup::{Found, Lookup};
 use crate::numbers;
 use crate::pending::Pending;
 use crate::session::{Held, Session};
 use crate::task::Task;
 use pyo3::prelude::*;
-use refrain_client::Prompt;
+use refrain_client::{ClientError, Prompt};
 use std::sync::Arc;
 
 /// A namespace and shard that lookups are made in.
 #[pyclass(frozen, module = "refrain_kv")]
 #[derive(Debug)]
-pub(crate) struct Registration(Held<refrain_client::Registration>);
+pub(crate) struct Registration {
+    held: Held<refrain_client::Registration>,
+    block_tokens: u32,
+}
 
 impl Registration {
     pub(crate) fn new(
         session: &Arc<Session>,
         registration: refrain_client::Registration,
+        block_tokens: u32,
     ) -> PyResult<Self> {
-        Ok(Self(Held::new(session, registration)?))
+        Ok(Self { held: Held::new(session, registration)?, block_tokens })
     }
 
-    fn tokens(
-        &self,
-        tokens: &Bound<'_, PyAny>,
-        extra_keys: Vec<Vec<u8>>,
-    ) -> PyResult<Task<refrain_client::Lookup>> {
-        let (registration, tokens) = (self.0.get()?, numbers::integers(tokens)?);
-        self.0.session().spawn(async move {
-            let (tokens, extra_keys) = (&*tokens, &*extra_keys);
-            registration.lookup(Prompt::Keyed { tokens, extra_keys }).await
+    fn looking_up(&self, prompt: Asked, deadline: Option<f64>) -> PyResult<Task<Found>> {
+        let registration = self.held.get()?;
+        let deadline = deadline.map(numbers::duration).transpose()?;
+        let blocks = prompt.blocks(self.block_tokens);
+        self.held.session().spawn(async move {
+            match registration.lookup_within(prompt.prompt(), deadline).await {
+                Ok(lookup) => Ok(Found::Answer(lookup)),
+                Err(ClientError::Absent { .. }) => Ok(Found::Absent { blocks }),
+                Err(error) => Err(error),
+            }
         })
     }
+}
 
-    fn hashes(&self, hashes: Vec<Vec<u8>>) -> PyResult<Task<refrain_client::Lookup>> {
-        let registration = self.0.get()?;
-        let looking_up = async move { registration.lookup(Prompt::Engine(&hashes)).await };
-        self.0.session().spawn(looking_up)
+/// A prompt, as Python gave it.
+enum Asked {
+    Tokens { tokens: Vec<u32>, extra_keys: Vec<Vec<u8>> },
+    Hashes(Vec<Vec<u8>>),
+}
+
+impl Asked {
+    fn tokens(tokens: &Bound<'_, PyAny>, extra_keys: Vec<Vec<u8>>) -> PyResult<Self> {
+        Ok(Self::Tokens { tokens: numbers::integers(tokens)?, extra_keys })
+    }
+
+    fn prompt(&self) -> Prompt<'_> {
+        match self {
+            Self::Tokens { tokens, extra_keys } => Prompt::Keyed { tokens, extra_keys },
+            Self::Hashes(hashes) => Prompt::Engine(hashes),
+        }
+    }
+
+    /// How many it fills.
+    fn blocks(&self, block_tokens: u32) -> u32 {
+        let blocks = match self {
+            Self::Tokens { tokens, .. } => {
+                let tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+                return tokens.checked_div(block_tokens).unwrap_or(0);
+            }
+            Self::Hashes(hashes) => hashes.len(),
+        };
+        u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 }
 
 #[pymethods]
 impl Registration {
     /// The longest resident prefix of a prompt, leased.
-    #[pyo3(signature = (tokens, *, extra_keys=vec![]))]
+    #[pyo3(signature = (tokens, *, extra_keys=vec![], deadline=None))]
     fn lookup(
         &self,
         py: Python<'_>,
         tokens: &Bound<'_, PyAny>,
         extra_keys: Vec<Vec<u8>>,
+        deadline: Option<f64>,
     ) -> PyResult<Lookup> {
-        Lookup::new(self.0.session(), self.tokens(tokens, extra_keys)?.answer(py)?)
+        let task = self.looking_up(Asked::tokens(tokens, extra_keys)?, deadline)?;
+        Lookup::new(self.held.session(), task.answer(py)?)
     }
 
-    #[pyo3(signature = (tokens, *, extra_keys=vec![]))]
+    #[pyo3(signature = (tokens, *, extra_keys=vec![], deadline=None))]
     fn begin_lookup(
         &self,
         tokens: &Bound<'_, PyAny>,
         extra_keys: Vec<Vec<u8>>,
+        deadline: Option<f64>,
     ) -> PyResult<Pending> {
-        let task = self.tokens(tokens, extra_keys)?;
-        Ok(Pending::new(self.0.session(), task, Lookup::build))
+        let task = self.looking_up(Asked::tokens(tokens, extra_keys)?, deadline)?;
+        Ok(Pending::new(self.held.session(), task, Lookup::build))
     }
 
     /// The same by names that an engine has for its blocks, each naming the whole prefix.
-    fn lookup_hashes(&self, py: Python<'_>, hashes: Vec<Vec<u8>>) -> PyResult<Lookup> {
-        Lookup::new(self.0.session(), self.hashes(hashes)?.answer(py)?)
+    #[pyo3(signature = (hashes, *, deadline=None))]
+    fn lookup_hashes(
+        &self,
+        py: Python<'_>,
+        hashes: Vec<Vec<u8>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Lookup> {
+        let task = self.looking_up(Asked::Hashes(hashes), deadline)?;
+        Lookup::new(self.held.session(), task.answer(py)?)
     }
 
-    fn begin_lookup_hashes(&self, hashes: Vec<Vec<u8>>) -> PyResult<Pending> {
-        let task = self.hashes(hashes)?;
-        Ok(Pending::new(self.0.session(), task, Lookup::build))
+    #[pyo3(signature = (hashes, *, deadline=None))]
+    fn begin_lookup_hashes(
+        &self,
+        hashes: Vec<Vec<u8>>,
+        deadline: Option<f64>,
+    ) -> PyResult<Pending> {
+        let task = self.looking_up(Asked::Hashes(hashes), deadline)?;
+        Ok(Pending::new(self.held.session(), task, Lookup::build))
     }
 
     /// Layers that are announced, and can be waited for, together.
     #[getter]
-    fn layers_per_stripe(&self) -> PyResult<u32> {
-        Ok(self.0.get()?.layout().layers_per_stripe)
+    fn layers_per_stripe(&self, py: Python<'_>) -> PyResult<u32> {
+        let registration = self.held.get()?;
+        let layout = self.held.session().spawn(async move { registration.layout().await })?;
+        Ok(layout.answer(py)?.layers_per_stripe)
     }
 
     fn close(&self, py: Python<'_>) {
-        self.0.end(py);
+        self.held.end(py);
     }
 
     fn __enter__(this: Py<Self>) -> Py<Self> {

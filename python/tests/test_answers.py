@@ -52,8 +52,9 @@ def test_an_arena_without_room_for_a_block_is_an_error_of_its_own(sidecar):
 
 
 def test_a_sidecar_that_is_not_there_is_absent_and_a_text_that_is_no_address_is_refused(tmp_path):
-    with pytest.raises(kv.AbsentError, match="no sidecar at") as absent:
-        kv.Client(f"unix:{tmp_path}/s")
+    with kv.Client(f"unix:{tmp_path}/s") as client:
+        with pytest.raises(kv.AbsentError, match="no sidecar at") as absent:
+            client.connect()
     assert (absent.value.code, absent.value.retry) == ("absent", True)
     assert isinstance(absent.value, kv.RefrainError)
     again = pickle.loads(pickle.dumps(absent.value))
@@ -111,22 +112,15 @@ def test_a_sidecar_that_is_killed_in_the_middle_makes_misses_only(sidecar, clien
     assert (saved.offered, saved.saved, saved.refusal) == (0, 0, "unspecified")
     assert lookup.renew() is False
     assert lookup.release() is False
+    assert worker.registration.lookup(tokens).absent
     with pytest.raises(kv.AbsentError):
-        worker.registration.lookup(tokens)
+        client.connect()
     sidecar.start()
-    with eventually_found(worker.registration, tokens) as lookup:
+    client.connect()
+    with worker.registration.lookup(tokens) as lookup:
         assert lookup.matched_blocks == BLOCKS
         assert lookup.load_into(worker.cache, worker.pages(range(BLOCKS))).finish().blocks == BLOCKS
     assert worker.has(2, range(BLOCKS))
-
-
-def eventually_found(registration: kv.Registration, tokens) -> kv.Lookup:
-    """Attempts to connect have a least distance."""
-    while True:
-        try:
-            return registration.lookup(tokens)
-        except kv.AbsentError as absent:
-            assert absent.retry
 
 
 def test_answers_say_what_they_are(client):

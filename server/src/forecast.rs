@@ -23,6 +23,7 @@ const SURPRISE_MAX: f64 = 0.5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
     pub(crate) host_blocks: u32,
+    pub(crate) host_pages: u32,
     /// Of the drive that has most to do, what waits there included.
     pub(crate) ssd_blocks: u32,
     pub(crate) ssd_pages: u32,
@@ -30,24 +31,27 @@ pub(crate) struct Work {
 
 impl Work {
     /// Units of each kind, in the order of [`Forecast::micros`].
-    fn units(self) -> [f64; 5] {
-        let Self { host_blocks, ssd_blocks, ssd_pages } = self;
-        let from_ssd = if ssd_blocks > 0 { 1.0 } else { 0.0 };
-        [1.0, f64::from(host_blocks), from_ssd, f64::from(ssd_blocks), f64::from(ssd_pages)]
+    fn units(self) -> [f64; KINDS] {
+        let Self { host_blocks, host_pages, ssd_blocks, ssd_pages } = self;
+        let from_ssd = u32::from(ssd_blocks > 0);
+        [1, host_blocks, host_pages, from_ssd, ssd_blocks, ssd_pages].map(f64::from)
     }
 }
 
+const KINDS: usize = 6;
+
 #[derive(Debug)]
 pub(crate) struct Forecast {
-    /// What a load takes, a block in the host tier, the first read, a block on SSD, and a page of it.
-    micros: [f64; 5],
+    /// What a load takes, a block in the host tier and a page of it (which a worker may copy into a
+    /// GPU), the first read, a block on SSD and a page of it.
+    micros: [f64; KINDS],
     haste: f64,
 }
 
 impl Default for Forecast {
-    /// Of a virtual machine with a drive of 1 GB/s: soon forgotten.
+    /// Of a virtual machine with a drive of 1 GB/s and a GPU behind 50: soon forgotten.
     fn default() -> Self {
-        Self { micros: [150.0, 2.0, 200.0, 10.0, 4.0], haste: HASTE }
+        Self { micros: [150.0, 2.0, 0.08, 200.0, 10.0, 4.0], haste: HASTE }
     }
 }
 
@@ -78,9 +82,13 @@ impl Node {
     /// most to do counts.
     pub(crate) fn work<'p>(
         &self,
-        host_blocks: usize,
+        in_host: impl Iterator<Item = &'p BlockPlace>,
         on_ssd: impl Iterator<Item = &'p BlockPlace>,
     ) -> Work {
+        let add = |(blocks, bytes): (u32, u64), place: &BlockPlace| {
+            (blocks + 1, bytes + place.stored_length())
+        };
+        let (host_blocks, host_bytes) = in_host.fold((0, 0), add);
         let mut wanted = vec![(0u64, 0u32); self.disks.len()];
         for place in on_ssd {
             let (bytes, blocks) = &mut wanted[usize::from(place.group.drive().0)];
@@ -91,11 +99,8 @@ impl Node {
         let with_queue = busy
             .map(|(disk, (bytes, blocks))| (disk.drive.stats().queued_read_bytes + bytes, blocks));
         let (bytes, ssd_blocks) = with_queue.max().unwrap_or_default();
-        Work {
-            host_blocks: u32::try_from(host_blocks).unwrap_or(u32::MAX),
-            ssd_blocks,
-            ssd_pages: u32::try_from(bytes.div_ceil(PAGE_SIZE)).unwrap_or(u32::MAX),
-        }
+        let pages = |bytes: u64| u32::try_from(bytes.div_ceil(PAGE_SIZE)).unwrap_or(u32::MAX);
+        Work { host_blocks, host_pages: pages(host_bytes), ssd_blocks, ssd_pages: pages(bytes) }
     }
 }
 
@@ -108,11 +113,12 @@ mod tests {
 
     fn work(random: &mut fastrand::Rng, block_pages: u32) -> Work {
         let (host_blocks, ssd_blocks) = (random.u32(0..40), random.u32(0..40));
-        Work { host_blocks, ssd_blocks, ssd_pages: ssd_blocks * block_pages }
+        let (host_pages, ssd_pages) = (host_blocks * block_pages, ssd_blocks * block_pages);
+        Work { host_blocks, host_pages, ssd_blocks, ssd_pages }
     }
 
     /// Of many loads of blocks of `block_pages`, nine of ten of the last are foretold within 5 %.
-    fn check(block_pages: u32, truth: [f64; 5]) {
+    fn check(block_pages: u32, truth: [f64; KINDS]) {
         let (mut forecast, truth) = (Forecast::default(), Forecast { micros: truth, haste: 0.0 });
         let mut random = fastrand::Rng::with_seed(5);
         let mut errors = Vec::new();
@@ -129,15 +135,15 @@ mod tests {
 
     #[test]
     fn loads_of_small_and_large_blocks_are_foretold_on_slow_and_fast_machines() {
-        check(5, [120.0, 3.0, 250.0, 15.0, 2.0]);
-        check(5, [20.0, 0.5, 60.0, 3.0, 0.6]);
-        check(1099, [100.0, 2.0, 100.0, 20.0, 4.0]);
-        check(1099, [1000.0, 20.0, 1000.0, 100.0, 1.0]);
+        check(5, [120.0, 3.0, 0.01, 250.0, 15.0, 2.0]);
+        check(5, [20.0, 0.5, 0.1, 60.0, 3.0, 0.6]);
+        check(1099, [100.0, 2.0, 0.09, 100.0, 20.0, 4.0]);
+        check(1099, [1000.0, 20.0, 0.4, 1000.0, 100.0, 1.0]);
     }
 
     #[test]
     fn one_load_that_takes_long_moves_the_forecast_by_a_twentieth_at_most() {
-        let work = Work { host_blocks: 3, ssd_blocks: 10, ssd_pages: 50 };
+        let work = Work { host_blocks: 3, host_pages: 15, ssd_blocks: 10, ssd_pages: 50 };
         let mut forecast = Forecast { haste: 0.0, ..Forecast::default() };
         let before = forecast.expected(work);
         forecast.learn(work, 1000 * before);
@@ -148,8 +154,8 @@ mod tests {
     #[test]
     fn what_had_no_part_in_a_load_is_not_changed_by_it() {
         let mut forecast = Forecast::default();
-        let on_ssd = Work { host_blocks: 0, ssd_blocks: 1, ssd_pages: 5 };
-        let in_host = Work { host_blocks: 7, ..Work::default() };
+        let on_ssd = Work { ssd_blocks: 1, ssd_pages: 5, ..Work::default() };
+        let in_host = Work { host_blocks: 7, host_pages: 35, ..Work::default() };
         let before = forecast.expected(on_ssd).saturating_sub(forecast.expected(Work::default()));
         (0..100).for_each(|_| forecast.learn(in_host, Duration::from_secs(1)));
         let after = forecast.expected(on_ssd).saturating_sub(forecast.expected(Work::default()));

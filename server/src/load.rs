@@ -221,7 +221,7 @@ impl Node {
         let loaded = held.loaded[index(first)..index(end)].to_vec();
         let withdrawn = self.withdrawn();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
-        for ((key, place), loaded) in wanted.into_iter().zip(loaded) {
+        for (&(key, place), loaded) in wanted.iter().zip(loaded) {
             let source = match loaded {
                 Some(frame) => Some((frame, Source::Host)),
                 None if withdrawn.holds(&place) && !state.host.contains(key) => {
@@ -237,13 +237,12 @@ impl Node {
             frames.push(frame);
             sources.push(source);
         }
-        let from_ssd = sources.iter().filter_map(|source| match source {
-            Source::Host => None,
-            Source::Shared(read) | Source::Ssd(read) => Some(&read.place),
-        });
-        let host = sources.iter().map(|source| matches!(source, Source::Host));
-        let host: Vec<_> = host.collect();
-        let work = self.work(host.iter().filter(|host| **host).count(), from_ssd);
+        let host: Vec<_> = sources.iter().map(|source| matches!(source, Source::Host)).collect();
+        let of = |in_host_tier: bool| {
+            let both = wanted.iter().zip(&host);
+            both.filter_map(move |((_, place), host)| (*host == in_host_tier).then_some(place))
+        };
+        let work = self.work(of(true), of(false));
         if let Some(held) = state.leases.get_mut(lease) {
             held.frames.extend(frames.iter().cloned());
             held.work = (blocks == matched && reason.is_none()).then_some(work);

@@ -170,9 +170,11 @@ impl Node {
         if places.is_empty() {
             return Duration::ZERO;
         }
-        let on_ssd = places.iter().zip(in_host).filter(|(_, host)| !**host);
-        let host_blocks = in_host.iter().filter(|host| **host).count();
-        state.forecast.expected(self.work(host_blocks, on_ssd.map(|(place, _)| place)))
+        let of = |in_host_tier: bool| {
+            let both = places.iter().zip(in_host);
+            both.filter_map(move |(place, host)| (*host == in_host_tier).then_some(place))
+        };
+        state.forecast.expected(self.work(of(true), of(false)))
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.

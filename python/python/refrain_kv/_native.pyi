@@ -76,10 +76,11 @@ class Namespace:
 
 @final
 class Client(_Closes):
-    """A session with the sidecar of this node, opened again by the next call after it was lost.
+    """A session with the sidecar of this node, for as long as there is one. It is opened, and
+    opened again after it was lost, in the background: an absent sidecar makes misses, at once.
 
     `address` is `unix:PATH`; by default `REFRAIN_ADDRESS`, then `unix:/run/refrain/refrain.sock`.
-    `deadline`, in seconds, is that of every call. Raises `AbsentError` where no sidecar answers.
+    `deadline`, in seconds, is that of every call.
     """
 
     def __init__(
@@ -89,9 +90,16 @@ class Client(_Closes):
         session_arena_bytes: int = 67108864,
         deadline: float = 5.0,
     ) -> None: ...
+    def connect(self) -> None:
+        """Asks whether the sidecar is there; raises `AbsentError` if it is not."""
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session with it, as far as is known. Does not wait."""
     def register(
         self, namespace: Namespace, *, shard: int, block_bytes: int | None = None
-    ) -> Registration: ...
+    ) -> Registration:
+        """With the sidecar that is there, or else with the one that comes. What the sidecar minds
+        is raised now or, if it was absent, by look-ups."""
     @property
     def closed(self) -> bool: ...
     def close(self) -> None:
@@ -99,19 +107,24 @@ class Client(_Closes):
 
 @final
 class Registration(_Closes):
-    """A namespace and shard that lookups are made in. It outlives the sidecar."""
+    """A namespace and shard that lookups are made in. It outlives the sidecar. `deadline`, in
+    seconds, is a lookup's own; the client's by default. No answer by then is a miss."""
 
-    def lookup(self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()) -> Lookup:
+    def lookup(
+        self, tokens: _Integers, *, extra_keys: Sequence[bytes] = (), deadline: float | None = None
+    ) -> Lookup:
         """The longest resident prefix of a prompt, leased. `extra_keys` part equal tokens."""
     def begin_lookup(
-        self, tokens: _Integers, *, extra_keys: Sequence[bytes] = ()
+        self, tokens: _Integers, *, extra_keys: Sequence[bytes] = (), deadline: float | None = None
     ) -> Pending[Lookup]: ...
-    def lookup_hashes(self, hashes: Sequence[bytes]) -> Lookup:
-        """By an engine's names for its full blocks, each naming the whole prefix."""
-    def begin_lookup_hashes(self, hashes: Sequence[bytes]) -> Pending[Lookup]: ...
+    def lookup_hashes(self, hashes: Sequence[bytes], *, deadline: float | None = None) -> Lookup:
+        """By an engine's names for its full blocks, of 32 bytes, each naming the whole prefix."""
+    def begin_lookup_hashes(
+        self, hashes: Sequence[bytes], *, deadline: float | None = None
+    ) -> Pending[Lookup]: ...
     @property
     def layers_per_stripe(self) -> int:
-        """Layers that arrive together."""
+        """Layers that arrive together. Raises `AbsentError` until a sidecar has said it."""
     def close(self) -> None: ...
 
 @final
@@ -171,6 +184,9 @@ class Lookup(_Closes):
     def prompt_blocks(self) -> int: ...
     @property
     def matched_blocks(self) -> int: ...
+    @property
+    def absent(self) -> bool:
+        """Whether no sidecar has answered in time: nothing is matched, nothing will be saved."""
     @property
     def tiers(self) -> list[tuple[Literal["host", "ssd", "peer"], int]]: ...
     @property

@@ -18,7 +18,7 @@ class RefrainError(Exception):
 
 
 class AbsentError(RefrainError):
-    """No sidecar answers: go on without it. A later call looks for it again by itself."""
+    """No sidecar answers what only it can say. Its client goes on looking for it by itself."""
 
 
 class RefusedError(RefrainError):

@@ -1,8 +1,7 @@
 """A paged KV cache of PyTorch tensors whose prompts are kept: look up, load what is there, compute
 the rest, save it.
 
-Once the cache is registered, nothing here fails because the sidecar is absent or busy: that is a
-miss, or a save of nothing.
+Nothing here fails because the sidecar is absent or busy: that is a miss, or a save of nothing.
 """
 
 from __future__ import annotations
