@@ -49,8 +49,8 @@ pub enum ClusterError {
     Port { source: io::Error },
     #[error("run {program}")]
     Run { program: String, source: io::Error },
-    #[error("server {server} of the directory ended; its log is {}", log.display())]
-    Ended { server: usize, log: PathBuf },
+    #[error("server {server} of the directory does not accept; it said:\n{said}")]
+    Ended { server: usize, said: String },
     #[error("servers of the directory are no cluster within {PATIENCE:?}: {said}")]
     Late { said: String },
     #[error("server refuses {command}: {said}")]
@@ -197,33 +197,38 @@ impl Cluster {
         self.home.join(format!("server-{server}"))
     }
 
-    /// What stands last counts.
+    /// As it is handed out, but for where its server is.
     fn config(&self, directory: &Path, (port, bus): (u16, u16), is_cluster: bool) -> String {
-        let mut text = CONFIG.replace("CHANGE-replica", PASSWORD);
-        let mut say = |key: &str, value: &dyn std::fmt::Display| {
-            writeln!(text, "{key} {value}").expect("text takes any line");
-        };
-        say("port", &port);
-        say("dir", &directory.display());
-        say("aclfile", &self.home.join("users.acl").display());
-        say("logfile", &"log");
-        say("maxmemory", &0);
-        if is_cluster {
-            say("cluster-port", &bus);
-        } else {
-            say("cluster-enabled", &"no");
-        }
+        let users = self.home.join("users.acl").display().to_string();
+        let cluster = if is_cluster { "yes" } else { "no" };
+        let (port, bus, place) =
+            (port.to_string(), bus.to_string(), directory.display().to_string());
+        let mut own = vec![
+            ("dir", place),
+            ("aclfile", users),
+            ("masterauth", PASSWORD.into()),
+            ("logfile", "log".into()),
+            ("maxmemory", "0".into()),
+            ("cluster-enabled", cluster.into()),
+            ("cluster-port", bus),
+        ];
+        let mut text = CONFIG.to_owned();
         if let Some(TlsFiles { ca, certificate, key }) = &self.tls {
             text.push_str(TLS_CONFIG);
-            let mut say = |key: &str, value: &dyn std::fmt::Display| {
-                writeln!(text, "{key} {value}").expect("text takes any line");
-            };
-            say("tls-port", &port);
-            say("tls-ca-cert-file", &ca.display());
-            say("tls-cert-file", &certificate.display());
-            say("tls-key-file", &key.display());
+            own.push(("tls-port", port));
+            own.push(("tls-ca-cert-file", ca.display().to_string()));
+            own.push(("tls-cert-file", certificate.display().to_string()));
+            own.push(("tls-key-file", key.display().to_string()));
+        } else {
+            own.push(("port", port));
         }
-        text
+        let is_own = |line: &&str| own.iter().any(|(key, _)| line.split(' ').next() == Some(key));
+        let mut config: String =
+            text.lines().filter(|line| !is_own(line)).flat_map(|line| [line, "\n"]).collect();
+        for (key, value) in own {
+            writeln!(config, "{key} {value}").expect("text takes any line");
+        }
+        config
     }
 
     fn launch(&mut self, server: usize) -> Result<(), ClusterError> {
@@ -244,7 +249,10 @@ impl Cluster {
             let process = self.servers[server].process.as_mut();
             let process = process.ok_or(ClusterError::NotRunning { server })?;
             if process.ended()?.is_some() || Instant::now() > end {
-                return Err(ClusterError::Ended { server, log });
+                process.kill()?;
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let said = process.last_words() + "\n" + &log;
+                return Err(ClusterError::Ended { server, said });
             }
             thread::sleep(INTERVAL);
         }

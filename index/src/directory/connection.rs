@@ -97,7 +97,9 @@ impl Server {
     ) -> Result<MultiplexedConnection, Unreachable> {
         let mut changes = self.link.subscribe();
         loop {
-            match changes.borrow_and_update().clone() {
+            // By itself, so that it is not borrowed while it is changed.
+            let link = changes.borrow_and_update().clone();
+            match link {
                 Link::Up(connection) => return Ok(connection),
                 Link::Down(until) if Instant::now() < until => return Err(Unreachable),
                 Link::Down(_) | Link::Idle => self.connect(),

@@ -1,6 +1,11 @@
 #!lua name=refrain1
 -- What Refrain's sidecars call. Values that are not theirs are overwritten, never read.
 
+-- A full server takes no new entry; what makes room, and who lives, it must take.
+local function also_when_full(name, callback)
+    redis.register_function { function_name = name, callback = callback, flags = { 'allow-oom' } }
+end
+
 local function owners(value, but)
     local kept = {}
     if value and #value > 0 and #value % 4 == 0 and #value <= 16 then
@@ -16,6 +21,7 @@ end
 local function value_of(bucket, field)
     local value = redis.pcall('HGET', bucket, field)
     if type(value) == 'table' then
+        if not value.err:find('WRONGTYPE', 1, true) then error(value.err) end
         redis.call('DEL', bucket)
         return false
     end
@@ -42,7 +48,7 @@ redis.register_function('refrain1_put', function(keys, args)
 end)
 
 -- KEYS: a bucket. ARGV: an owner, fields. Another epoch of its node stays.
-redis.register_function('refrain1_del', function(keys, args)
+also_when_full('refrain1_del', function(keys, args)
     local owner, removed = args[1], 0
     for i = 2, #args do
         local value = value_of(keys[1], args[i])
@@ -63,7 +69,7 @@ end)
 -- KEYS: records, a lease, the layout. ARGV: node, identity, epoch, address, now in ms, lease in ms,
 -- the epoch of a node that nobody knows, bits of a bucket's number.
 -- Gives its epoch and 'joined', or whose the number is.
-redis.register_function('refrain1_join', function(keys, args)
+also_when_full('refrain1_join', function(keys, args)
     local node, identity, epoch, raised = args[1], args[2], tonumber(args[3]), args[5]
     local record = redis.call('HGET', keys[1], node)
     local known, of, since, address
@@ -89,7 +95,7 @@ redis.register_function('refrain1_join', function(keys, args)
 end)
 
 -- KEYS: records, a lease. ARGV: node, identity, epoch, state, lease in ms; 0 ends it.
-redis.register_function('refrain1_beat', function(keys, args)
+also_when_full('refrain1_beat', function(keys, args)
     local record = redis.call('HGET', keys[1], args[1]) or ''
     local known, of = record:match('^1 (%d+) (%x+) ')
     if known ~= args[3] or of ~= args[2] then return 0 end

@@ -31,8 +31,8 @@ const BEAT_PATIENCE: Duration = Duration::from_secs(2);
 const CHANGES_MAX: usize = 1 << 18;
 /// Of these at once.
 const CHANGES_AT_ONCE: usize = 1024;
-/// After writes that no server took.
-const PAUSE: Duration = Duration::from_millis(250);
+/// After writes that no server took, and while there is no server.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What of a node outlives its process, and must: who it is to the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,6 +236,9 @@ impl Inner {
     }
 
     async fn keep_lease(&self) {
+        while !self.directory.counts().is_reached() {
+            tokio::time::sleep(PAUSE).await;
+        }
         loop {
             let begun = Instant::now();
             if !self.is_joined() || !self.beat(LEASE).await {

@@ -190,5 +190,5 @@ async fn without_a_directory_in_its_config_a_node_is_in_no_fleet() {
     assert_eq!(ask(&node, "stat")["running"]["directory"], Value::Null);
     let address = node.address().to_string();
     refrain(["nodes", "--addr", &address]).refused("in no fleet");
-    assert!(!node.said().contains("directory"), "{}", node.said());
+    assert!(!node.said().contains("refrain_index::directory"), "{}", node.said());
 }
