@@ -83,7 +83,7 @@ mod tests {
     //! Proves that a secret outlives a restart, and that a file which keeps none is refused.
 
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191A1B1C1D1E1F";
 

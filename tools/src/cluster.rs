@@ -266,7 +266,8 @@ impl Cluster {
         let run = |source| ClusterError::Run { program: "--cluster create".into(), source };
         let output = command.arg("--cluster-yes").output().map_err(run)?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
             return Err(ClusterError::Refused { command: "--cluster create".into(), said });
         }
         self.settled()

@@ -27,7 +27,7 @@ const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two times that is asked, while something is wrong.
 const TOPOLOGY_PAUSE: Duration = Duration::from_millis(200);
 /// While nothing is.
-const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(10);
+const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What sidecars call on the servers.
 const FUNCTIONS: &str = include_str!("functions.lua");

@@ -35,7 +35,7 @@ fn parse_shard(shard: &Value, asked: &str, tls: bool) -> Option<Shard> {
         return None;
     }
     let slots = ranges.iter().map(|[first, last]| (*first, *last)).collect();
-    let mut parsed = Shard { slots, ..Shard::default() };
+    let (mut parsed, mut others) = (Shard { slots, ..Shard::default() }, Vec::new());
     for node in items(field(shard, "nodes")?)? {
         let health = text(field(node, "health")?)?;
         let Some(address) = address(node, asked, tls) else { continue };
@@ -44,9 +44,11 @@ fn parse_shard(shard: &Value, asked: &str, tls: bool) -> Option<Shard> {
             "master" if health != "online" && parsed.master.is_some() => {}
             "master" => parsed.master = Some(address),
             _ if health == "online" => parsed.replicas.push(address),
-            _ => {}
+            _ => others.push(address),
         }
     }
+    // They may be well again before they are asked about.
+    parsed.replicas.append(&mut others);
     Some(parsed)
 }
 

@@ -26,7 +26,7 @@ async fn replicas_answer_while_a_master_is_away_and_writes_go_on_after_its_repla
     let located = reader.locate(&chain).await;
     assert_eq!((runs(&located), located.unknown), (vec![(1, 0, 200)], vec![]));
     node.add(&chain[200..]);
-    reader.finds(&chain, &[(1, 0, 250)]).await;
+    reader.finds_within(WHOLE_AGAIN, &chain, &[(1, 0, 250)]).await;
     let epoch = node.membership.epoch();
     rig.cluster.restart(master).unwrap();
     rig.cluster.settled().unwrap();
@@ -54,7 +54,7 @@ async fn a_master_that_hangs_delays_one_lookup_and_a_replica_that_is_killed_none
     assert!(begun.elapsed() < 2 * DEADLINE, "{:?}", begun.elapsed());
     assert_eq!((runs(&located), located.unknown), (vec![(1, 0, 200)], vec![]));
     rig.cluster.signal(masters[0], Signal::CONT).unwrap();
-    reader.finds(&chain, &[(1, 0, 200)]).await;
+    reader.finds_within(WHOLE_AGAIN, &chain, &[(1, 0, 200)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use crate::fixture::node::home;
 use crate::rig::{Node, Rig, chain};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use refrain::cluster::TlsFiles;
 use refrain_index::directory::{Directory, Life, NodeId, Settings, Tls, User};
 use std::process::Command;
@@ -57,6 +57,8 @@ async fn over_tls_a_client_without_a_certificate_of_the_fleets_authority_is_refu
     let home = home();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // What it signs has another name, or would be taken to have signed itself.
+    params.distinguished_name.push(DnType::CommonName, "authority");
     let key = KeyPair::generate().unwrap();
     let authority = params.self_signed(&key).unwrap().pem();
     let issuer = Issuer::new(params, key);
