@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -76,11 +77,13 @@ class PagedCache(_Closes):
         first = planes[0][0]
         if any(plane.dtype != first.dtype for layer in planes for plane in layer):
             raise CacheError("tensors of several data types", "cache", False)
-        # As bytes, since not every exchange of arrays knows every data type.
-        self._cache = KvCache(
-            [[plane.detach().view(torch.uint8) for plane in layer] for layer in planes],
-            pages_per_block=pages_per_block,
-        )
+        # As bytes, since not every exchange of arrays knows every data type. Tensors of a GPU other
+        # than the current one are not handed out.
+        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+            self._cache = KvCache(
+                [[plane.detach().view(torch.uint8) for plane in layer] for layer in planes],
+                pages_per_block=pages_per_block,
+            )
         self._pages_per_block = pages_per_block
         self._device = first.device
         # A page whose axes stand in another order holds other bytes.
