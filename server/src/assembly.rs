@@ -21,7 +21,7 @@ use refrain_store::geometry::{SegmentId, stored_length};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -120,6 +120,7 @@ impl Assembly {
         self.restart.scanned_segments += recovered.records.scanned;
         self.restart.from_catalog &= recovered.is_from_catalog();
         let generations = opening.segments().iter().map(|head| head.generation);
+        let store_id = opening.store_id();
         let drive_id = self.state.segments.add_drive(generations);
         let durable = recovered.records.durable(&opening);
         let (journal, mut on_group) = runner
@@ -137,7 +138,7 @@ impl Assembly {
         });
         let drive = runner.drive(opening, &arenas, recovered.records.known, on_group)?;
         let (asked, moved_bytes) = (Notify::new(), AtomicU64::new(0));
-        self.disks.push(Disk { drive, journal, reclaim, asked, moved_bytes });
+        self.disks.push(Disk { drive, store_id, journal, reclaim, asked, moved_bytes });
         let found = recovered.records.found.into_iter();
         self.found.extend(found.map(|record| (drive_id, record)));
         Ok(())
@@ -181,6 +182,7 @@ impl Assembly {
             dropping: Mutex::new(()),
             said_beyond_arena: AtomicBool::new(false),
             pinning: Mutex::new(()),
+            fleet: OnceLock::new(),
             state: Mutex::new(state),
         }))
     }

@@ -5,6 +5,7 @@ use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
 use crate::epochs::EpochsError;
 use crate::events::Change;
+use crate::fleet::Fleet;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::place::DriveId;
@@ -17,7 +18,7 @@ use refrain_store::engine::Limits;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{Notify, broadcast};
@@ -77,6 +78,8 @@ pub struct Held {
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) drive: Drive,
+    /// Another one where it was made anew.
+    pub(crate) store_id: [u8; 16],
     pub(crate) journal: Journal,
     /// Told when free segments may run low, or a segment is held no more.
     pub(crate) reclaim: Arc<Notify>,
@@ -107,6 +110,8 @@ pub struct Node {
     pub(crate) said_beyond_arena: AtomicBool,
     /// Held while pins change.
     pub(crate) pinning: Mutex<()>,
+    /// This node's part in a fleet, where it has one.
+    pub(crate) fleet: OnceLock<Fleet>,
     pub(crate) state: Mutex<State>,
 }
 
