@@ -12,6 +12,7 @@ mod fixture;
 
 mod entries;
 mod failures;
+mod peers;
 mod rig;
 mod security;
 mod sidecars;
