@@ -19,7 +19,7 @@ use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::{Namespace, NamespaceDigest};
 use refrain_proto::v1::{
     self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
-    pin_request, prompt_name, unpin_request,
+    pin_request, prompt_name, unpin_request, where_request,
 };
 use refrain_store::drive::{DriveStats, Withdrawn};
 use refrain_store::engine::SegmentState;
@@ -34,6 +34,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 mod explained;
+mod fleet;
 
 type Answered<T> = Result<Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -212,6 +213,25 @@ impl admin_server::Admin for AdminService {
         });
         let Invalidated { epoch, blocks } = setting.await?;
         Ok(Response::new(v1::SetEpochResponse { epoch, blocks }))
+    }
+
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Answered<v1::NodesResponse> {
+        fleet::nodes(&self.node).map(Response::new)
+    }
+
+    async fn r#where(&self, request: Request<v1::WhereRequest>) -> Answered<v1::WhereResponse> {
+        let subject = request.into_inner().subject;
+        let naming = self.blocking(move |node| match subject {
+            Some(where_request::Subject::Prompt(name)) => {
+                prompt(node, &name, |asked, prompt| (asked.shard, asked.names(prompt)))
+            }
+            Some(where_request::Subject::Blocks(names)) => {
+                Ok((names.shard, explained::hashes(&names)?))
+            }
+            None => Err(Status::invalid_argument("field `subject` is missing")),
+        });
+        let (shard, hashes) = naming.await?;
+        fleet::locate(&self.node, shard, &hashes).await.map(Response::new)
     }
 
     async fn drain(&self, _: Request<v1::DrainRequest>) -> Answered<v1::DrainResponse> {
@@ -404,6 +424,7 @@ fn stats(node: &Node, peers: Vec<Report>) -> v1::StatsResponse {
         sent_blocks: metrics.sent_blocks.get(),
         links: count(state.links.len()),
         peers: peers.into_iter().map(peer).collect(),
+        directory: fleet::stats(node),
     }
 }
 

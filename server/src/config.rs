@@ -15,12 +15,14 @@ use std::time::Duration;
 use thiserror::Error;
 
 mod bounds;
+mod directory;
 mod listen;
 mod peers;
 mod place;
 mod units;
 
 pub use bounds::Invalid;
+pub use directory::{DirectoryConfig, DirectoryFileError};
 pub use listen::{Listen, ListenError};
 pub(crate) use peers::TlsFiles;
 pub use peers::{Keep, PeerAddress, PeerAddressError, PeersConfig};
@@ -86,6 +88,8 @@ pub struct Config {
     pub drain: Duration,
     /// Other sidecars, and clients of other machines.
     pub peers: PeersConfig,
+    /// The fleet's directory, and this node's part in it. Default: none, this node is alone.
+    pub directory: Option<DirectoryConfig>,
 }
 
 /// One drive as it is configured.
@@ -140,6 +144,7 @@ impl Default for Config {
             secret_file: None,
             drain: Duration::from_secs(10),
             peers: PeersConfig::default(),
+            directory: None,
         }
     }
 }

@@ -12,17 +12,20 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use refrain_index::directory::Membership;
 use refrain_store::drive::DriveStats;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 
 mod drives;
+mod fleet;
 mod labels;
 mod record;
 
 pub use labels::{CounterBy, Label, Source};
 
 use drives::{AskDrives, DriveCollector};
+use fleet::FleetCollector;
 
 /// A number that goes up and down.
 pub type Level = Gauge<u64, AtomicU64>;
@@ -84,6 +87,7 @@ pub struct Metrics {
     /// From the start of the process until it served.
     pub restart_seconds: Seconds,
     drives: DriveCollector,
+    fleet: FleetCollector,
     registry: Registry,
 }
 
@@ -134,6 +138,8 @@ impl Metrics {
         make.registry.register_with_unit("restart", help, Unit::Seconds, restart);
         let drives = DriveCollector { ask: std::sync::Arc::default() };
         make.registry.register_collector(Box::new(drives.clone()));
+        let fleet = FleetCollector::default();
+        make.registry.register_collector(Box::new(fleet.clone()));
         Self {
             lookups: make.counter("lookups", "Prompts looked up"),
             lookup_blocks: make.counter("lookup_blocks", "Full blocks of prompts looked up"),
@@ -181,6 +187,7 @@ impl Metrics {
             save_queue_bytes: make.level("save_queue_bytes", "Saves that wait for a drive"),
             restart_seconds,
             drives,
+            fleet,
             registry: make.registry,
         }
     }
@@ -193,6 +200,11 @@ impl Metrics {
     ) {
         let ask: AskDrives = Box::new(ask);
         assert!(self.drives.ask.set(ask).is_ok(), "drives start once");
+    }
+
+    /// Tells of a fleet's directory from now on.
+    pub(crate) fn watch_fleet(&self, membership: &Membership) {
+        self.fleet.membership.get_or_init(|| membership.clone());
     }
 
     /// All of it in the `OpenMetrics` text format.

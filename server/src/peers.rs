@@ -33,12 +33,14 @@ mod sending;
 pub(crate) mod service;
 mod stream;
 mod tls;
+mod whereabouts;
 
 use arrival::Asked as AskedBlocks;
 pub(crate) use link::Report;
 use link::{Common, Link, LinkError, Up};
 pub(crate) use remote::Remote;
 use tls::Tls;
+use whereabouts::{Candidate, Whereabouts};
 
 /// How long after a lookup's deadline an answer may come that is given back at once.
 const AFTERTHOUGHT: Duration = Duration::from_secs(2);
@@ -59,7 +61,7 @@ pub enum Asked {
 /// The peers that this node asks.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    links: Vec<Arc<Link>>,
+    whereabouts: Whereabouts,
     lookup_deadline: Duration,
 }
 
@@ -79,15 +81,9 @@ impl Peers {
             runtime: Handle::current(),
             data: data.clone(),
         });
-        let links = config.ask.iter().map(|address| Link::new(address.clone(), &common));
-        let links: Vec<_> = links.collect();
-        links.iter().for_each(Link::connect_if_apart);
-        Arc::new(Self { links, lookup_deadline: config.lookup_deadline })
-    }
-
-    /// Those who may hold the blocks behind a local prefix.
-    fn candidates(&self) -> &[Arc<Link>] {
-        &self.links
+        let whereabouts = Whereabouts::new(&config.ask, common);
+        whereabouts.links().iter().for_each(Link::connect_if_apart);
+        Arc::new(Self { whereabouts, lookup_deadline: config.lookup_deadline })
     }
 
     /// Extends a lookup by what a peer has behind it: of several, the one with most, of equals the
@@ -102,10 +98,11 @@ impl Peers {
         let deadline = node.clock.now() + self.lookup_deadline;
         let question = Arc::new(question);
         let mut asking = JoinSet::new();
-        for link in self.candidates() {
+        let blocks = &question.blocks;
+        let missing = (blocks.shard, &*blocks.hashes, found.tiers.len());
+        for candidate in self.whereabouts.candidates(node, missing, deadline).await {
             let (node, question) = (Arc::clone(node), Arc::clone(&question));
-            let link = Arc::clone(link);
-            asking.spawn(async move { ask(&node, &link, question, deadline).await });
+            asking.spawn(async move { ask(&node, &candidate, question, deadline).await });
         }
         let mut best: Option<Remote> = None;
         while let Some(answer) = asking.join_next().await {
@@ -128,7 +125,7 @@ impl Peers {
     }
 
     pub(crate) fn report(&self) -> Vec<Report> {
-        self.links.iter().map(|link| link.report()).collect()
+        self.whereabouts.links().iter().map(|link| link.report()).collect()
     }
 }
 
@@ -174,11 +171,12 @@ impl Question {
 /// Asks one peer. By the deadline there is an answer, or none.
 async fn ask(
     node: &Node,
-    link: &Arc<Link>,
+    candidate: &Candidate,
     question: Arc<Question>,
     deadline: Instant,
 ) -> Option<Remote> {
-    let until = deadline.into();
+    let (link, until) = (&candidate.link, deadline.into());
+    let (first, blocks) = (question.request.first_block, Arc::clone(&question.blocks));
     let up = tokio::time::timeout_at(until, link.reach()).await.ok()??;
     let asking = {
         let (link, up) = (Arc::clone(link), Arc::clone(&up));
@@ -211,6 +209,14 @@ async fn ask(
         }
     };
     node.metrics.offers.of(end).inc();
+    let holds = |more: u32| usize::try_from(first.saturating_add(more)).expect("32 bits fit");
+    let chain = (blocks.shard, &*blocks.hashes);
+    match (end, &remote) {
+        (Asked::Offered, Some(remote)) => candidate.holds(node, chain, holds(remote.blocks)),
+        (Asked::Nothing, _) => candidate.holds(node, chain, holds(0)),
+        (Asked::Late | Asked::Failed, _) => candidate.is_silent(node),
+        (Asked::Offered | Asked::Refused, _) => {}
+    }
     remote
 }
 

@@ -10,6 +10,7 @@ use crate::announce::{self, Opened};
 use crate::cache_service::CacheService;
 use crate::config::{Config, ConfigError, Invalid};
 use crate::events_service::EventsService;
+use crate::fleet::FleetError;
 use crate::metrics_http::{Health as State, MetricsHttpError, MetricsServer};
 use crate::node::{Node, NodeError};
 use crate::peers::door::Sessions;
@@ -64,6 +65,8 @@ pub enum ServeError {
     AddressFile(#[from] AddressFileError),
     #[error(transparent)]
     Edge(#[from] EdgeError),
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     #[error("hand the sockets to the runtime")]
     Runtime { source: io::Error },
     #[error("build the reflection service")]
@@ -98,6 +101,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let sessions = UnixListener::from_std(sessions).map_err(runtime)?;
     let mut tasks = node.spawn_tasks(&address_files);
     tasks.spawn(crate::sessions::accept(Arc::clone(&node), sessions));
+    node.join_fleet(&config, &mut tasks)?;
 
     let peers = edge.peers(&config, &node);
     let peers_address = edge.address();
@@ -125,6 +129,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
 
     health.send_replace(State::Draining);
     node.begin_drain();
+    node.drain_fleet().await;
     reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     info!(limit = ?config.drain, "draining");
     let finish = async {
@@ -138,6 +143,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     } else {
         warn!(limit = ?config.drain, "calls were cut off");
     }
+    node.leave_fleet().await;
     tasks.shutdown().await;
     stop_drives(node, config.drain).await;
     if let Some(http) = http {

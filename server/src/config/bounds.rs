@@ -73,6 +73,8 @@ pub enum Invalid {
     DataAlone,
     #[error("peers.ask: {found} peers, at most {PEERS_MAX} can be asked at each lookup")]
     Peers { found: usize },
+    #[error("directory.{key}: {reason}")]
+    Directory { key: &'static str, reason: &'static str },
 }
 
 impl Invalid {
@@ -90,6 +92,7 @@ impl Invalid {
             Self::Sessions { .. } => vec!["sessions_max".into()],
             Self::Mode { .. } => vec!["socket_mode".into()],
             // The default address lies in the first drive's directory.
+            Self::Directory { key, .. } => vec![format!("directory.{key}"), "directory".into()],
             Self::Listen { .. } => vec!["listen".into(), "drives[0].path".into()],
             Self::Tls { .. } => vec!["peers".into()],
             Self::DataAlone => vec!["peers.data_listen".into()],
@@ -123,6 +126,9 @@ impl Config {
             return Err(Invalid::Mode { mode: self.socket_mode });
         }
         self.check_peers()?;
+        if let Some(directory) = &self.directory {
+            directory.check().map_err(|(key, reason)| Invalid::Directory { key, reason })?;
+        }
         self.listen()
             .map_or(Ok(()), |listen| listen.check().map_err(|error| Invalid::Listen { error }))
     }

@@ -22,7 +22,8 @@ fn refuses_to_start(change: impl FnOnce(&mut Config), expected: &str) {
 
 /// The example with its commented keys in force.
 fn uncommented() -> String {
-    let is_key = |line: &str| line.split(' ').nth(1) == Some("=");
+    let is_table = |line: &str| line.starts_with('[') && line.ends_with(']');
+    let is_key = |line: &str| line.split(' ').nth(1) == Some("=") || is_table(line);
     let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
         Some(key) if is_key(key) => key,
         _ => line,
@@ -53,13 +54,14 @@ fn commented_keys_of_the_example_stand_with_their_defaults() {
     (peers.listen, peers.data_listen) = (None, None);
     (peers.tls_ca, peers.tls_certificate, peers.tls_key) = (None, None, None);
     rest.load_arena = default.load_arena;
+    assert_eq!(rest.directory.take().map(|directory| directory.node), Some(17));
     assert_eq!(rest, default);
 }
 
 #[test]
 fn example_has_every_key() {
     let known = |text: &str| parse(text).unwrap_err();
-    let tables = ["", "[[drives]]\n", "[peers]\n"];
+    let tables = ["", "[[drives]]\n", "[peers]\n", "[directory]\n"];
     for message in tables.map(|table| known(&format!("{table}nothing = 1"))) {
         let keys: Vec<_> = message.split('`').skip(3).step_by(2).collect();
         assert!(keys.len() >= 3, "{message}");

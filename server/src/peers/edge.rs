@@ -48,7 +48,7 @@ impl Edge {
         let peers = &config.peers;
         let tls = peers.tls_files().map(|files| Tls::read(&files)).transpose()?;
         let door = Door::bind(peers).await?;
-        let has_peers = door.is_some() || !peers.ask.is_empty();
+        let has_peers = door.is_some() || !peers.ask.is_empty() || config.directory.is_some();
         let threads = if has_peers { Some(DataThreads::start()?) } else { None };
         Ok(Self { tls, door, threads })
     }
