@@ -10,7 +10,7 @@ BIN := $(abspath $(VENV))/bin
 
 MINUTES ?= 60
 
-.PHONY: demo test simulate soak python bench-smoke setup
+.PHONY: demo test handshakes simulate soak python bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -22,6 +22,10 @@ demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, co
 
 test: setup ## run every test of the Rust crates
 	cargo test --release --locked --workspace
+
+handshakes: setup ## try every order in which threads may meet, where they meet by hand
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))/loom" \
+		cargo test --release --locked -p refrain-store -p refrain-gpu-transfer --lib handshake
 
 SECONDS ?= 120
 simulate: setup ## run a node over simulated drives from new seeds, for SECONDS

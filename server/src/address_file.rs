@@ -8,6 +8,7 @@ use crate::config::Listen;
 use crate::private_file;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
 /// Its name within a store directory.
@@ -25,7 +26,8 @@ pub enum AddressFileError {
 #[must_use]
 #[derive(Debug)]
 pub struct AddressFiles {
-    paths: Vec<PathBuf>,
+    listen: Listen,
+    paths: Mutex<Vec<PathBuf>>,
 }
 
 impl AddressFiles {
@@ -35,24 +37,28 @@ impl AddressFiles {
         directories: impl IntoIterator<Item = &'d Path>,
         listen: &Listen,
     ) -> Result<Self, AddressFileError> {
-        let mut files = Self { paths: Vec::new() };
-        for directory in directories {
-            let path = directory.join(ADDRESS_FILE);
-            let written = std::path::absolute(listen.path()).and_then(|socket| {
-                let mut text = b"unix:".to_vec();
-                text.extend(socket.as_os_str().as_encoded_bytes());
-                private_file::replace(&path, &text)
-            });
-            written.map_err(|source| AddressFileError::Write { path: path.clone(), source })?;
-            files.paths.push(path);
-        }
+        let files = Self { listen: listen.clone(), paths: Mutex::default() };
+        directories.into_iter().try_for_each(|directory| files.add(directory))?;
         Ok(files)
+    }
+
+    /// Writes the same into one more.
+    pub fn add(&self, directory: &Path) -> Result<(), AddressFileError> {
+        let path = directory.join(ADDRESS_FILE);
+        let written = std::path::absolute(self.listen.path()).and_then(|socket| {
+            let mut text = b"unix:".to_vec();
+            text.extend(socket.as_os_str().as_encoded_bytes());
+            private_file::replace(&path, &text)
+        });
+        written.map_err(|source| AddressFileError::Write { path: path.clone(), source })?;
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        Ok(())
     }
 }
 
 impl Drop for AddressFiles {
     fn drop(&mut self) {
-        for path in &self.paths {
+        for path in &*self.paths.lock().unwrap_or_else(PoisonError::into_inner) {
             // A file that stays says what a killed sidecar's does.
             let _ = std::fs::remove_file(path);
         }

@@ -1,6 +1,7 @@
 //! The `Admin` service: what operators ask a node.
 
 use crate::clock::unix_ms;
+use crate::disks::Disk;
 use crate::fates::Eviction;
 use crate::inspect::BlockView;
 use crate::lookup::Prompt;
@@ -10,6 +11,7 @@ use crate::node::Node;
 use crate::pins::{Pinned, Until};
 use crate::place::{DriveId, Group};
 use crate::removal::Invalidated;
+use crate::state::State;
 use crate::{status, wire};
 use refrain_index::chain::BlockKey;
 use refrain_index::hash::SequenceHash;
@@ -18,6 +20,7 @@ use refrain_proto::v1::{
     self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
     pin_request, prompt_name, unpin_request, where_request,
 };
+use refrain_store::drive::{DriveStats, Withdrawn};
 use refrain_store::engine::SegmentState;
 use refrain_store::geometry::SegmentId;
 use std::pin::Pin;
@@ -348,14 +351,14 @@ fn pins(node: &Node) -> Vec<v1::PinInfo> {
 
 fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
     let mut all = Vec::new();
-    for (drive, disk) in (0..=u8::MAX).zip(&node.disks) {
+    for (drive, disk) in node.numbered_disks() {
         let statuses = disk.drive.segments();
         let state = node.state();
         for status in statuses {
-            let Some(group) = Group::new(DriveId(drive), status.id) else { continue };
+            let Some(group) = Group::new(drive, status.id) else { continue };
             let used = state.segments.get(group);
             all.push(v1::SegmentInfo {
-                drive: drive.into(),
+                drive: drive.0.into(),
                 segment: status.id.0,
                 generation: status.generation.0,
                 state: match status.state {
@@ -375,32 +378,18 @@ fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
 }
 
 fn stats(node: &Node) -> v1::StatsResponse {
-    let drives: Vec<_> = (0..=u8::MAX).map(DriveId).zip(&node.disks).collect();
     let count = |size: usize| u64::try_from(size).expect("usize fits");
     let mut state = node.state();
     state.expire_pins(unix_ms());
-    let drives = drives.into_iter().map(|(id, disk)| {
-        let stats = disk.drive.stats();
-        v1::DriveStats {
-            path: disk.drive.path().display().to_string(),
-            io_engine: stats.io_engine.into(),
-            writable: stats.writable,
-            capacity_bytes: stats.capacity_bytes,
-            segment_bytes: stats.segment_bytes,
-            segments: stats.segments,
-            segments_free: u32::try_from(stats.segments_free).unwrap_or(u32::MAX),
-            live_bytes: state.segments.live_bytes(id),
-            pinned_bytes: state.segments.pinned_bytes(id),
-            read_bytes: stats.read_bytes,
-            written_bytes: stats.written_bytes,
-            moved_bytes: disk.moved_bytes.load(Ordering::Relaxed),
-            queued_read_bytes: stats.queued_read_bytes,
-            queued_write_bytes: stats.queued_write_bytes,
-            checksum_failures: stats.checksum_failures,
-            read_errors: stats.read_errors,
-            write_errors: stats.write_errors,
-            withdrawn: stats.withdrawn.map(|why| why.to_string()).unwrap_or_default(),
-        }
+    let drives = node.disks.all().map(|(id, disk)| match disk {
+        Ok(disk) => drive_stats(&state, id, disk),
+        Err(missing) => v1::DriveStats {
+            path: missing.path.display().to_string(),
+            io_engine: DriveStats::missing(0).io_engine.into(),
+            capacity_bytes: missing.capacity_bytes,
+            withdrawn: format!("{}: {}", Withdrawn::Missing, missing.why()),
+            ..v1::DriveStats::default()
+        },
     });
     let metrics = &node.metrics;
     v1::StatsResponse {
@@ -429,5 +418,29 @@ fn stats(node: &Node) -> v1::StatsResponse {
         drives: drives.collect(),
         pins: count(state.pins.len()),
         directory: fleet::stats(node),
+    }
+}
+
+fn drive_stats(state: &State, id: DriveId, disk: &Disk) -> v1::DriveStats {
+    let stats = disk.drive.stats();
+    v1::DriveStats {
+        path: disk.drive.path().display().to_string(),
+        io_engine: stats.io_engine.into(),
+        writable: stats.writable,
+        capacity_bytes: stats.capacity_bytes,
+        segment_bytes: stats.segment_bytes,
+        segments: stats.segments,
+        segments_free: u32::try_from(stats.segments_free).unwrap_or(u32::MAX),
+        live_bytes: state.segments.live_bytes(id),
+        pinned_bytes: state.segments.pinned_bytes(id),
+        read_bytes: stats.read_bytes,
+        written_bytes: stats.written_bytes,
+        moved_bytes: disk.moved_bytes.load(Ordering::Relaxed),
+        queued_read_bytes: stats.queued_read_bytes,
+        queued_write_bytes: stats.queued_write_bytes,
+        checksum_failures: stats.checksum_failures,
+        read_errors: stats.read_errors,
+        write_errors: stats.write_errors,
+        withdrawn: stats.withdrawn.map(|why| why.to_string()).unwrap_or_default(),
     }
 }

@@ -1,6 +1,6 @@
 //! The one line that says what a sidecar has become: everything given and everything derived.
 
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use bytesize::ByteSize;
 use refrain_store::engine::Durability;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ pub(crate) struct Opened {
 
 /// Logs that the sidecar serves. `metrics` is the address that was bound.
 pub(crate) fn serving(
-    config: &Config,
+    (config, listen): (&Config, &Listen),
     drives: &[Opened],
     metrics: Option<SocketAddr>,
     restart: Duration,
@@ -33,7 +33,7 @@ pub(crate) fn serving(
     };
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = config.listen().map(|listen| listen.to_string()),
+        listen = listen.to_string(),
         metrics = metrics.map(|address| address.to_string()),
         directories = all(|drive| drive.path.display().to_string()),
         capacity = all(|drive| ByteSize(drive.capacity_bytes).to_string().replace(' ', "")),

@@ -1,26 +1,29 @@
 //! A node while it is put together: drive by drive recovered and started, then the index filled.
 
+use crate::bring_up::Brought;
 use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
+use crate::disks::Disks;
 use crate::journal::{Journal, OnGroup, Recovered};
 use crate::metrics::Metrics;
-use crate::node::{Disk, Node, NodeError, Restart};
+use crate::node::{Node, NodeError, Restart};
 use crate::pinning;
 use crate::place::{BlockPlace, DriveId, Group};
-use crate::recovery::{self, Found};
+use crate::recovery::Found;
 use crate::state::State;
 use refrain_index::catalog::{Catalog, OpenState, Row};
-use refrain_index::chain::{BlockKey, Chain, Restored};
+use refrain_index::chain::{Chain, Restored};
 use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::NamespaceDigest;
 use refrain_store::arena::{Arena, Mapping};
 use refrain_store::device::Medium;
-use refrain_store::drive::{Drive, KnownSegment, OpenError, Opening};
-use refrain_store::engine::{Durability, GroupEvent};
-use refrain_store::geometry::{SegmentId, stored_length};
+use refrain_store::drive::{Drive, DriveConfig, KnownSegment, OpenError, Opening};
+use refrain_store::engine::Durability;
+use refrain_store::geometry::stored_length;
+use std::error::Error;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -77,9 +80,11 @@ pub struct Assembly {
     begin: Instant,
     arena: Arc<Arena>,
     state: State,
-    disks: Vec<Disk>,
+    disks: Disks,
     found: Vec<(DriveId, Found)>,
     restart: Restart,
+    /// Why the last drive that was left out was.
+    missing: Option<NodeError>,
 }
 
 impl Assembly {
@@ -94,9 +99,10 @@ impl Assembly {
             begin,
             arena: Arena::new(arena),
             state: State::default(),
-            disks: Vec::new(),
+            disks: Disks::default(),
             found: Vec::new(),
             restart: Restart { from_catalog: true, ..Restart::default() },
+            missing: None,
         })
     }
 
@@ -107,58 +113,68 @@ impl Assembly {
         catalog: (Catalog, OpenState),
         runner: &mut impl Runner<M>,
     ) -> Result<(), NodeError> {
-        let (path, segments) = (opening.path().to_path_buf(), opening.segment_count());
-        if Group::new(DriveId(0), SegmentId(segments)).is_none() {
-            let limit = (1 << 24) - 1;
-            return Err(NodeError::Segments { path, segments, limit });
-        }
-        let recovered = recovery::recover(&opening, catalog)
-            .map_err(|source| NodeError::Catalog { path: path.clone(), source })?;
-        for problem in opening.problems() {
-            warn!(path = %path.display(), problem = %problem, "segment problem");
-        }
-        self.restart.scanned_segments += recovered.records.scanned;
-        self.restart.from_catalog &= recovered.is_from_catalog();
-        let generations = opening.segments().iter().map(|head| head.generation);
-        let store_id = opening.store_id();
-        let drive_id = self.state.segments.add_drive(generations);
-        let durable = recovered.records.durable(&opening);
-        let (journal, mut on_group) = runner
-            .journal(recovered.catalog, &durable, self.config.durability)
-            .map_err(|source| NodeError::Journal { source })?;
-        let arenas = [Arc::clone(self.arena.mapping())];
-        let reclaim = Arc::new(Notify::new());
-        let sealed = Arc::clone(&reclaim);
-        let on_group = Box::new(move |event: GroupEvent| {
-            // A sealed segment is one that may be emptied, and the next takes a free one soon.
-            if matches!(event, GroupEvent::Durable { sealed: true, .. }) {
-                sealed.notify_one();
-            }
-            on_group(event);
-        });
-        let drive = runner.drive(opening, &arenas, recovered.records.known, on_group)?;
-        let (asked, moved_bytes) = (Notify::new(), AtomicU64::new(0));
-        self.disks.push(Disk { drive, store_id, journal, reclaim, asked, moved_bytes });
-        let found = recovered.records.found.into_iter();
-        self.found.extend(found.map(|record| (drive_id, record)));
+        let durability = self.config.durability;
+        let brought = Brought::up((opening, catalog), &self.arena, durability, runner)?;
+        self.join(brought);
         Ok(())
+    }
+
+    /// Adds a drive of files, or leaves it out: of several, one that is not there costs its blocks.
+    pub(crate) fn add_from_directory(&mut self, drive: &DriveConfig) -> Result<(), NodeError> {
+        match Brought::from_directory(&self.config, drive, &self.arena, false) {
+            Ok(brought) => self.join(brought),
+            Err(error) if self.config.drives.len() > 1 && error.is_of_drive() => {
+                let cause = &error as &dyn Error;
+                warn!(drive = %drive.path.display(), error = cause, "drive missing: left out");
+                self.state.segments.add_drive(std::iter::empty());
+                self.disks.push_missing(&drive.path, drive.capacity_bytes, &error);
+                self.missing = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, brought: Brought) {
+        self.restart.scanned_segments += brought.scanned_segments;
+        self.restart.from_catalog &= brought.is_from_catalog;
+        self.state.epochs.merge(&brought.epochs);
+        let drive = self.state.segments.add_drive(brought.generations.into_iter());
+        self.found.extend(brought.found.into_iter().map(|found| (drive, found)));
+        self.disks.push(brought.disk);
     }
 
     /// The node, its index filled with what its drives hold.
     pub fn finish(self) -> Result<Arc<Node>, NodeError> {
-        let Self { config, clock, begin, arena, mut state, disks, found, mut restart } = self;
-        for disk in &disks {
-            state.epochs.read(disk.drive.path())?;
+        let Self { config, clock, begin, arena, mut state, disks, found, mut restart, missing } =
+            self;
+        if disks.iter().next().is_none()
+            && let Some(error) = missing
+        {
+            return Err(error);
         }
+        let is_whole = disks.missing().next().is_none();
         // The stores are ours by now: nobody else makes a secret meanwhile.
-        let secret = config.secret()?;
+        let directories = || disks.iter().map(|disk| disk.drive.path());
+        let secret = config.secret(directories(), is_whole)?;
+        for directory in directories() {
+            // Of those that were away when a namespace was dropped.
+            if let Err(error) = state.epochs.write_if_behind(directory) {
+                warn!(error = &error as &dyn Error, "epochs not kept on every drive");
+            }
+        }
         let restored = restore(&mut state, &found, clock.tick());
-        pinning::restore(&mut state, disks.iter().map(|disk| &disk.drive), unix_ms());
+        let pins = pinning::restore(&mut state, &disks, unix_ms());
+        let mut waiting = Vec::new();
+        if !is_whole {
+            let is_out = |(_, found): &(DriveId, Found)| state.chain.get(found.key()).is_none();
+            waiting = found.into_iter().filter(is_out).collect();
+            state.pins_waiting = pins;
+        }
+        let disks = Arc::new(disks);
+        let watched = Arc::clone(&disks);
         let metrics = Metrics::new();
-        let drives: Vec<Drive> = disks.iter().map(|disk| disk.drive.clone()).collect();
-        metrics.watch_drives(move || {
-            drives.iter().map(|drive| (drive.path().into(), drive.stats())).collect()
-        });
+        metrics.watch_drives(move || watched.stats());
         restart.blocks = u64::try_from(restored.inserted).expect("usize fits");
         restart.elapsed = clock.now() - begin;
         info!(
@@ -179,6 +195,7 @@ impl Assembly {
             restart,
             leases_changed: Notify::new(),
             lease_ended: Notify::new(),
+            waiting: Mutex::new(waiting),
             dropping: Mutex::new(()),
             said_beyond_arena: AtomicBool::new(false),
             pinning: Mutex::new(()),
@@ -195,7 +212,8 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
     // What was dropped stays away, whatever the disk still holds.
     let counts = |row: &Row| row.epoch >= epochs.get(NamespaceDigest(row.namespace));
     let found = found.iter().filter(|(_, found)| counts(&found.row));
-    let blocks = found.filter_map(|(drive, Found { segment, row, .. })| {
+    let blocks = found.filter_map(|(drive, found)| {
+        let Found { segment, row, .. } = found;
         let digest = NamespaceDigest(row.namespace);
         // Neighbours are mostly of one namespace.
         let namespace = match last {
@@ -206,8 +224,7 @@ fn restore(state: &mut State, found: &[(DriveId, Found)], now: u32) -> Restored 
         let group = Group::new(*drive, *segment).expect("checked when the drive was opened");
         // What no record can be is none: a checksum that fits does not make a number small.
         let place = BlockPlace::new(group, namespace, row.offset, stored_length(row.length))?;
-        let key = BlockKey { sequence: SequenceHash(row.sequence), shard: row.shard };
-        Some((key, (row.position > 0).then_some(SequenceHash(row.parent)), place))
+        Some((found.key(), (row.position > 0).then_some(SequenceHash(row.parent)), place))
     });
     let mut chain = Chain::default();
     let restored = chain.restore(blocks, now);

@@ -83,6 +83,10 @@ impl Clock {
         TICK * self.tick().saturating_sub(tick)
     }
 
+    pub(crate) async fn sleep(&self, time: Duration) {
+        self.time.sleep_until(self.now() + time).await;
+    }
+
     /// What comes of `work`, done beside; `None` where no more is done.
     pub(crate) async fn aside<T: Send + 'static>(
         &self,

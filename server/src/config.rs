@@ -33,7 +33,7 @@ use place::Source;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where gRPC is served, as `unix:PATH`; sessions are opened beside it, at `PATH.session`.
-    /// Default: `refrain.sock` in the directory of the first drive.
+    /// Default: `refrain.sock` in the directory of the first drive that is there.
     pub listen: Option<Listen>,
     /// Permissions of both sockets: whoever may write to them may read every tenant's KV.
     /// Default `0o600`, this user alone.
@@ -72,12 +72,13 @@ pub struct Config {
     #[serde(deserialize_with = "units::duration")]
     pub load_deadline: Duration,
     /// A drive that has not ended an operation for this long is withdrawn until it has: its blocks
-    /// are misses. 100 ms to 10 min, default 10 s.
+    /// are misses. One that was not there at the start is looked for this often. 100 ms to 10 min,
+    /// default 10 s.
     #[serde(deserialize_with = "units::duration")]
     pub drive_patience: Duration,
     /// File with the secret that sequence hashes are keyed with: 32 bytes, or 64 hex digits. Only
     /// its owner may read it. Nodes that share hashes share the secret.
-    /// Default: `secret` in the directory of the first drive, made at the first start.
+    /// Default: `secret` in the directory of each drive, made at the first start.
     pub secret_file: Option<PathBuf>,
     /// How long a stop waits for what runs; at most 10 min, default 10 s.
     #[serde(deserialize_with = "units::duration")]
@@ -179,14 +180,13 @@ impl Config {
 
     /// Where gRPC is served; a config without drives has an address only if it says one.
     pub fn listen(&self) -> Option<Listen> {
-        let beside_store = || self.drives.first().map(|drive| drive.path.join("refrain.sock"));
-        self.listen.clone().or_else(|| beside_store().map(Listen::of))
+        self.listen_beside(self.drives.first().map(|drive| &*drive.path))
     }
 
-    /// Where the secret lies, as for [`Config::listen`].
-    pub fn secret_path(&self) -> Option<PathBuf> {
-        let beside_store = || self.drives.first().map(|drive| drive.path.join("secret"));
-        self.secret_file.clone().or_else(beside_store)
+    /// The same where `drive` is the first one that is there.
+    pub(crate) fn listen_beside(&self, drive: Option<&Path>) -> Option<Listen> {
+        let beside_store = || drive.map(|drive| Listen::of(drive.join("refrain.sock")));
+        self.listen.clone().or_else(beside_store)
     }
 
     /// The drives as the store takes them.

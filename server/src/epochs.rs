@@ -92,11 +92,32 @@ impl Epochs {
         Ok(())
     }
 
+    /// Takes in what another store directory says.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (namespace, epoch) in &other.by_namespace {
+            let known = self.by_namespace.entry(*namespace).or_insert(0);
+            *known = (*epoch).max(*known);
+        }
+    }
+
+    /// Those that are higher than the `other`'s.
+    pub(crate) fn beyond(&self, other: &Self) -> impl Iterator<Item = (NamespaceDigest, u64)> {
+        let epochs = self.by_namespace.iter().map(|(namespace, epoch)| (*namespace, *epoch));
+        epochs.filter(|(namespace, epoch)| *epoch > other.get(*namespace))
+    }
+
     /// Has a store directory say the same.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), EpochsError> {
         let path = directory.join(EPOCHS_FILE);
         private_file::replace(&path, &self.encode())
             .map_err(|source| EpochsError::Write { path, source })
+    }
+
+    /// The same of a directory that does not say so already.
+    pub(crate) fn write_if_behind(&self, directory: &Path) -> Result<(), EpochsError> {
+        let mut there = Self::default();
+        there.read(directory)?;
+        if there == *self { Ok(()) } else { self.write(directory) }
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -95,7 +95,8 @@ impl Node {
             *bytes += place.stored_length();
             *blocks += 1;
         }
-        let busy = self.disks.iter().zip(wanted).filter(|(_, (bytes, _))| *bytes > 0);
+        let wanted = self.numbered_disks().map(|(id, disk)| (disk, wanted[usize::from(id.0)]));
+        let busy = wanted.filter(|(_, (bytes, _))| *bytes > 0);
         let with_queue = busy
             .map(|(disk, (bytes, blocks))| (disk.drive.stats().queued_read_bytes + bytes, blocks));
         let (bytes, ssd_blocks) = with_queue.max().unwrap_or_default();

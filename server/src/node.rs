@@ -1,23 +1,24 @@
 //! One node: its drives, its memory, and the index over both.
 
-use crate::assembly::{Assembly, Threads};
+use crate::address_file::AddressFiles;
+use crate::assembly::Assembly;
 use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
+use crate::disks::{Disk, Disks};
 use crate::epochs::EpochsError;
 use crate::events::Change;
 use crate::fleet::Fleet;
-use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::place::DriveId;
+use crate::recovery::Found;
 use crate::secret::{SECRET_BYTES, SecretError};
 use crate::state::State;
-use refrain_index::catalog::{Catalog, CatalogError};
+use refrain_index::catalog::CatalogError;
 use refrain_store::arena::{Arena, ArenaError, Frame};
-use refrain_store::drive::{Drive, OpenError, Opening};
-use refrain_store::engine::Limits;
+use refrain_store::drive::{Drive, OpenError};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -74,28 +75,13 @@ pub struct Held {
     pub frame_bytes: u64,
 }
 
-/// One drive and its journal.
-#[derive(Debug)]
-pub(crate) struct Disk {
-    pub(crate) drive: Drive,
-    /// Another one where it was made anew.
-    pub(crate) store_id: [u8; 16],
-    pub(crate) journal: Journal,
-    /// Told when free segments may run low, or a segment is held no more.
-    pub(crate) reclaim: Arc<Notify>,
-    /// Told when the drive is given work.
-    pub(crate) asked: Notify,
-    /// Written again by reclaim.
-    pub(crate) moved_bytes: AtomicU64,
-}
-
 /// A running node.
 #[derive(Debug)]
 pub struct Node {
     pub(crate) config: Config,
     /// What all tenants' keys are derived from.
     pub(crate) secret: [u8; SECRET_BYTES],
-    pub(crate) disks: Vec<Disk>,
+    pub(crate) disks: Arc<Disks>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -104,6 +90,8 @@ pub struct Node {
     pub(crate) leases_changed: Notify,
     /// Told when a lease has ended.
     pub(crate) lease_ended: Notify,
+    /// Found at the start, and out of reach until a drive that was missing is back.
+    pub(crate) waiting: Mutex<Vec<(DriveId, Found)>>,
     /// Held while a namespace is dropped.
     pub(crate) dropping: Mutex<()>,
     /// Whether a load beyond the arena was reported.
@@ -115,17 +103,26 @@ pub struct Node {
     pub(crate) state: Mutex<State>,
 }
 
+impl NodeError {
+    /// Whether one drive is to blame, and nobody who could mend it by another config.
+    pub(crate) fn is_of_drive(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_of_drive(),
+            Self::Catalog { .. } | Self::Epochs(_) => true,
+            Self::Arena { .. } | Self::Secret(_) | Self::Journal { .. } | Self::Segments { .. } => {
+                false
+            }
+        }
+    }
+}
+
 impl Node {
-    /// Opens every drive, recovers what it holds, and starts its threads.
+    /// Opens every drive, recovers what it holds, and starts its threads. Of several, those that are
+    /// not there are left out.
     pub(crate) fn open(config: &Config) -> Result<Arc<Self>, NodeError> {
         let mut assembly = Assembly::begin(config, Clock::system())?;
         for drive in config.drive_configs() {
-            let limits = Limits { hang_patience: config.drive_patience, ..Limits::default() };
-            let opening = Opening::open(&drive)?.with_limits(limits);
-            let catalog = Catalog::open(&opening.path().join("catalog"), opening.store_id());
-            let catalog =
-                catalog.map_err(|source| NodeError::Catalog { path: drive.path, source })?;
-            assembly.add(opening, catalog, &mut Threads)?;
+            assembly.add_from_directory(&drive)?;
         }
         assembly.finish()
     }
@@ -143,7 +140,7 @@ impl Node {
     }
 
     pub(crate) fn numbered_disks(&self) -> impl Iterator<Item = (DriveId, &Disk)> {
-        (0..=u8::MAX).map(DriveId).zip(&self.disks)
+        self.disks.numbered()
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -202,7 +199,7 @@ impl Node {
     }
 
     pub(crate) fn disk(&self, drive: DriveId) -> &Disk {
-        &self.disks[usize::from(drive.0)]
+        self.disks.get(drive).expect("blocks lie on drives that are there")
     }
 
     /// Memory for a record of `bytes`; frames of the host tier make way.
@@ -248,18 +245,21 @@ impl Node {
     pub(crate) fn leases_ended(&self, freed: bool) {
         self.lease_ended.notify_waiters();
         if freed {
-            for disk in &self.disks {
+            for disk in self.disks.iter() {
                 disk.reclaim.notify_one();
             }
         }
     }
 
     /// Starts what runs beside the calls: ending leases, and keeping segments free.
-    pub(crate) fn spawn_tasks(self: &Arc<Self>) -> JoinSet<()> {
+    pub(crate) fn spawn_tasks(self: &Arc<Self>, addresses: &Arc<AddressFiles>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        for (drive, _) in (0..=u8::MAX).zip(&self.disks) {
-            tasks.spawn(Arc::clone(self).reclaim(DriveId(drive)));
-            tasks.spawn(Arc::clone(self).attend(DriveId(drive)));
+        for (drive, _) in self.disks.all() {
+            let (node, addresses) = (Arc::clone(self), Arc::clone(addresses));
+            tasks.spawn(async move {
+                node.until_there(drive, addresses).await;
+                tokio::join!(Arc::clone(&node).reclaim(drive), node.attend(drive));
+            });
         }
         tasks.spawn(Arc::clone(self).end_leases());
         tasks

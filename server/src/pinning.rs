@@ -1,6 +1,7 @@
 //! Pinning for an operator: within bounds, and so that a start knows it again.
 
 use crate::clock::unix_ms;
+use crate::disks::{Disk, Disks, Missing};
 use crate::lookup::Prompt;
 use crate::namespaces::Registration;
 use crate::node::Node;
@@ -9,7 +10,6 @@ use crate::pins::{PinError, Pinned, Room, Until};
 use crate::place::{DriveId, Group};
 use crate::state::State;
 use refrain_index::chain::BlockKey;
-use refrain_store::drive::Drive;
 use std::sync::PoisonError;
 use std::time::Duration;
 use thiserror::Error;
@@ -48,7 +48,7 @@ impl Node {
         let _one_at_a_time = self.pinning.lock().unwrap_or_else(PoisonError::into_inner);
         let now = unix_ms();
         let until = time.map(|time| now.saturating_add(millis(time)));
-        let rooms = rooms(self.drives());
+        let rooms = rooms(&self.disks);
         let mut state = self.state();
         state.expire_pins(now);
         let before = state.pins.all().find(|(key, _)| *key == top);
@@ -70,7 +70,10 @@ impl Node {
     pub(crate) fn unpin(&self, tops: &[BlockKey]) -> Result<u64, PinningError> {
         let _one_at_a_time = self.pinning.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state();
-        let ended = tops.iter().filter(|top| state.unpin(**top)).count();
+        let mut ended = tops.iter().filter(|top| state.unpin(**top)).count();
+        let waiting = state.pins_waiting.len();
+        state.pins_waiting.retain(|(key, _)| !tops.contains(key));
+        ended += waiting - state.pins_waiting.len();
         drop(state);
         if ended > 0 {
             self.keep_pins()?;
@@ -90,11 +93,20 @@ impl Node {
         }
     }
 
+    /// Pins what waited for a drive to come back.
+    pub(crate) fn pin_again(&self) {
+        let rooms = rooms(&self.disks);
+        let mut state = self.state();
+        let pins = std::mem::take(&mut state.pins_waiting);
+        state.pins_waiting = pin_again(&mut state, pins, &rooms, unix_ms());
+    }
+
     /// Under `pinning`, so that a later state is never overwritten by an earlier one.
     fn keep_pins(&self) -> Result<(), PinsFileError> {
         let mut state = self.state();
         state.pins_kept += 1;
-        let kept = Kept { sequence: state.pins_kept, pins: state.pins.all().collect() };
+        let pins = state.pins.all().chain(state.pins_waiting.iter().copied());
+        let kept = Kept { sequence: state.pins_kept, pins: pins.collect() };
         drop(state);
         self.drives().try_for_each(|drive| kept.write(drive.path()))
     }
@@ -125,39 +137,59 @@ impl Node {
     }
 }
 
-/// Pins again what was pinned before the start; called once the index is whole.
-pub(crate) fn restore<'d>(
-    state: &mut State,
-    drives: impl Iterator<Item = &'d Drive> + Clone,
-    now: u64,
-) {
+/// Pins again what was pinned before the start; called once the index is whole. Those whose block is
+/// not there are left.
+pub(crate) fn restore(state: &mut State, disks: &Disks, now: u64) -> Vec<(BlockKey, Until)> {
     let mut latest = Kept::default();
-    for drive in drives.clone() {
-        match Kept::read(drive.path()) {
+    for disk in disks.iter() {
+        match Kept::read(disk.drive.path()) {
             Ok(kept) if kept.sequence > latest.sequence => latest = kept,
             Ok(_) => {}
             Err(error) => warn!(error = &error as &dyn std::error::Error, "pins not read"),
         }
     }
     state.pins_kept = latest.sequence;
-    let rooms = rooms(drives);
-    let is_over = |until: Until| until.is_some_and(|until| until <= now);
-    for (key, until) in latest.pins {
-        if is_over(until) {
-            continue;
-        }
-        if let Err(error) = state.pin(key, until, &rooms) {
-            warn!(block = %key.sequence, shard = key.shard, error = %error, "not pinned again");
-        }
+    let left = pin_again(state, latest.pins, &rooms(disks), now);
+    for (key, _) in &left {
+        warn!(block = %key.sequence, shard = key.shard, error = %PinError::Absent, "not pinned again");
     }
+    left
 }
 
-fn rooms<'d>(drives: impl Iterator<Item = &'d Drive>) -> Vec<Room> {
-    let room = |drive: &Drive| {
-        let stats = drive.stats();
-        Room { segments: stats.segments, capacity: stats.capacity_bytes }
+/// Those whose block is not there are left.
+fn pin_again(
+    state: &mut State,
+    mut pins: Vec<(BlockKey, Until)>,
+    rooms: &[Room],
+    now: u64,
+) -> Vec<(BlockKey, Until)> {
+    let is_over = |until: Until| until.is_some_and(|until| until <= now);
+    pins.retain(|&(key, until)| {
+        if is_over(until) {
+            return false;
+        }
+        match state.pin(key, until, rooms) {
+            Ok(_) => false,
+            Err(PinError::Absent) => true,
+            Err(error) => {
+                warn!(block = %key.sequence, shard = key.shard, error = %error, "not pinned again");
+                false
+            }
+        }
+    });
+    pins
+}
+
+/// By the number of the drive.
+fn rooms(disks: &Disks) -> Vec<Room> {
+    let room = |(_, disk): (DriveId, Result<&Disk, &Missing>)| {
+        let stats = disk.ok().map(|disk| disk.drive.stats());
+        stats.map_or(Room { segments: 0, capacity: 0 }, |stats| Room {
+            segments: stats.segments,
+            capacity: stats.capacity_bytes,
+        })
     };
-    drives.map(room).collect()
+    disks.all().map(room).collect()
 }
 
 fn millis(time: Duration) -> u64 {

@@ -13,8 +13,9 @@
 //! leases on it keep their bytes, and it is used again when the last of them has ended.
 
 use crate::clock::unix_ms;
+use crate::disks::Disk;
 use crate::fates::{Eviction, Removal};
-use crate::node::{Disk, Node};
+use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::segments::SegmentUse;
 use crate::state::State;
@@ -390,3 +391,6 @@ impl ReadSink for Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

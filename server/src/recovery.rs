@@ -10,9 +10,11 @@
 
 use crate::journal::{self, Group, run_of};
 use refrain_index::catalog::{Catalog, CatalogError, OpenState, Row, SegmentRows, Withdrawn};
+use refrain_index::chain::BlockKey;
+use refrain_index::hash::SequenceHash;
 use refrain_store::device::Medium;
 use refrain_store::drive::{KnownSegment, Opening};
-use refrain_store::geometry::{RECORDS_START, SegmentId};
+use refrain_store::geometry::{Generation, RECORDS_START, SegmentId};
 use refrain_store::recover::Scan;
 use refrain_store::segment::{Entry, SegmentHead};
 use std::collections::HashMap;
@@ -22,7 +24,14 @@ use tracing::warn;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub(crate) segment: SegmentId,
+    pub(crate) generation: Generation,
     pub(crate) row: Row,
+}
+
+impl Found {
+    pub(crate) fn key(&self) -> BlockKey {
+        BlockKey { sequence: SequenceHash(self.row.sequence), shard: self.row.shard }
+    }
 }
 
 /// What a drive begins with.
@@ -200,6 +209,10 @@ impl Records {
     }
 
     fn add(&mut self, head: SegmentHead, rows: impl Iterator<Item = Row>) {
-        self.found.extend(rows.map(|row| Found { segment: head.id, row }));
+        self.found.extend(rows.map(|row| Found {
+            segment: head.id,
+            generation: head.generation,
+            row,
+        }));
     }
 }

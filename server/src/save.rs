@@ -3,10 +3,11 @@
 //! Nothing of a save waits for room: what the drives cannot take soon is refused. A block that was
 //! written and whose parent did not make it is never found; its record goes with its segment.
 
+use crate::disks::Disk;
 use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
 use crate::namespaces::{Registration, SessionId};
-use crate::node::{Disk, Node};
+use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::state::{Entered, State};
 use refrain_index::chain::BlockKey;

@@ -44,10 +44,18 @@ pub(crate) struct Segments {
 impl Segments {
     pub(crate) fn add_drive(&mut self, generations: impl Iterator<Item = Generation>) -> DriveId {
         let drive = u8::try_from(self.drives.len()).expect("a node has at most 256 drives");
-        let uses = generations.map(|g| SegmentUse { generation: g.0, ..SegmentUse::default() });
-        self.drives.push(uses.collect());
+        self.drives.push(Vec::new());
         self.pinned_bytes.push(0);
+        self.set_drive(DriveId(drive), generations);
         DriveId(drive)
+    }
+
+    /// A drive of which nothing was known is there.
+    pub(crate) fn set_drive(&mut self, id: DriveId, generations: impl Iterator<Item = Generation>) {
+        let uses = generations.map(|g| SegmentUse { generation: g.0, ..SegmentUse::default() });
+        let drive = &mut self.drives[usize::from(id.0)];
+        assert!(drive.is_empty(), "a drive comes once");
+        drive.extend(uses);
     }
 
     pub(crate) fn get(&self, group: Group) -> SegmentUse {

@@ -69,7 +69,6 @@ pub enum ServeError {
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let begun = Instant::now();
     config.validate()?;
-    let listen = config.listen().ok_or(ConfigError::Invalid(Invalid::NoDrive))?;
     let (health, watched) = watch::channel(Health::Starting);
     let (stop, stopped) = watch::channel(());
     let server = match config.metrics {
@@ -86,14 +85,15 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         tokio::spawn(server.run(text, watched, closed(stopped.clone())))
     });
 
+    let first = node.drives().next().map(Drive::path);
+    let listen = config.listen_beside(first).ok_or(ConfigError::Invalid(Invalid::NoDrive))?;
     let Sockets { grpc, sessions, files: socket_files } =
         Sockets::bind(listen.path(), config.socket_mode)?;
-    let directories = config.drives.iter().map(|drive| drive.path.as_path());
-    let address_files = AddressFiles::write(directories, &listen)?;
+    let address_files = Arc::new(AddressFiles::write(node.drives().map(Drive::path), &listen)?);
     let runtime = |source| ServeError::Runtime { source };
     let grpc = UnixListener::from_std(grpc).map_err(runtime)?;
     let sessions = UnixListener::from_std(sessions).map_err(runtime)?;
-    let mut tasks = node.spawn_tasks();
+    let mut tasks = node.spawn_tasks(&address_files);
     tasks.spawn(crate::sessions::accept(Arc::clone(&node), sessions));
     node.join_fleet(&config, &mut tasks)?;
 
@@ -105,7 +105,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     health.send_replace(Health::Serving);
     let restart = begun.elapsed();
     node.metrics().restart_seconds.set(restart.as_secs_f64());
-    announce::serving(&config, &opened(&node), metrics_address, restart);
+    announce::serving((&config, &listen), &opened(&node), metrics_address, restart);
     tokio::select! {
         () = shutdown => {}
         () = asked(drained) => {}

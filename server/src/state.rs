@@ -12,7 +12,7 @@ use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
 use crate::namespaces::{Namespaces, Registrations, SessionId};
-use crate::pins::Pins;
+use crate::pins::{Pins, Until};
 use crate::place::{BlockPlace, NamespaceId};
 use crate::segments::Segments;
 use refrain_index::chain::{BlockKey, Chain, InsertError};
@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) forecast: Forecast,
     pub(crate) fates: Fates,
     pub(crate) pins: Pins,
+    /// On blocks of a drive that is not there.
+    pub(crate) pins_waiting: Vec<(BlockKey, Until)>,
     /// Writes of the pins, by this process and those before it.
     pub(crate) pins_kept: u64,
     pub(crate) draining: bool,

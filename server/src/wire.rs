@@ -10,7 +10,7 @@ use thiserror::Error;
 /// A message that means nothing.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub(crate) enum WireError {
+pub enum WireError {
     #[error("field `{field}` is missing")]
     Missing { field: &'static str },
     #[error("field `{field}` has the unknown value {value}")]
@@ -25,7 +25,7 @@ pub(crate) enum WireError {
     Namespace(#[from] NamespaceError),
 }
 
-pub(crate) fn namespace(wire: Option<v1::Namespace>) -> Result<Namespace, WireError> {
+pub fn namespace(wire: Option<v1::Namespace>) -> Result<Namespace, WireError> {
     let wire = wire.ok_or(WireError::Missing { field: "namespace" })?;
     let layout = match v1::KvLayout::try_from(wire.layout) {
         Ok(v1::KvLayout::KeyValue) => KvLayout::KeyValue,
@@ -76,7 +76,7 @@ fn attention(index: usize, group: &v1::AttentionGroup) -> Result<AttentionGroup,
 }
 
 /// Token ids as they travel: little-endian, back to back.
-pub(crate) fn tokens(bytes: &[u8]) -> Result<Vec<u32>, WireError> {
+pub fn tokens(bytes: &[u8]) -> Result<Vec<u32>, WireError> {
     let (tokens, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
         return Err(WireError::Tokens { bytes: bytes.len() });
@@ -95,10 +95,7 @@ pub(crate) fn refusal(refusal: Option<Refusal>) -> v1::Refusal {
     }
 }
 
-pub(crate) fn array<const N: usize>(
-    field: &'static str,
-    bytes: &[u8],
-) -> Result<[u8; N], WireError> {
+pub fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], WireError> {
     let length = WireError::Length { field, found: bytes.len(), expected: N };
     bytes.try_into().map_err(|_| length)
 }

@@ -5,7 +5,8 @@
 //! then, until a read goes well. Its blocks stay in the index meanwhile: lookups end before them,
 //! unless memory holds them, and who has made them anew may save them again, elsewhere.
 
-use crate::node::{Disk, Node};
+use crate::disks::Disk;
+use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
 use refrain_index::chain::BlockKey;
 use refrain_store::drive::{Drive, Withdrawn};
@@ -39,14 +40,14 @@ impl Disk {
 
 impl Node {
     pub(crate) fn withdrawn(&self) -> WithdrawnDrives {
-        let drives = (0..=u8::MAX).map(DriveId).zip(&self.disks);
+        let drives = self.disks.numbered();
         let is = |(id, disk): (DriveId, &Disk)| disk.drive.withdrawn().map(|_| id);
         WithdrawnDrives(drives.filter_map(is).collect())
     }
 
     /// Tells of a drive's withdrawals and returns, and tries one whose reads fail, for as long as the
     /// node runs.
-    pub(crate) async fn attend(self: Arc<Self>, id: DriveId) {
+    pub async fn attend(self: Arc<Self>, id: DriveId) {
         let disk = self.disk(id);
         let mut was = None;
         loop {
@@ -65,7 +66,7 @@ impl Node {
             if is.is_none() && disk.drive.is_idle() {
                 disk.asked.notified().await;
             }
-            tokio::time::sleep(INTERVAL).await;
+            self.clock.sleep(INTERVAL).await;
         }
     }
 

@@ -8,8 +8,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+#[cfg(loom)]
+use loom::sync::atomic::AtomicBool;
 
 /// Names one operation in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,9 +115,13 @@ impl Waker {
         }
     }
 
-    /// Called by the device's thread before it looks for work: later calls wake it again.
+    /// Called by the device's thread before it looks for work: later calls wake it again, and what
+    /// came before earlier ones is seen. A store would not see it: the thread could look for work
+    /// before that arrives, and sleep on it, as whoever brought it found the flag raised.
     pub fn lower(&self) {
-        self.raised.store(false, Ordering::Release);
-        std::sync::atomic::fence(Ordering::SeqCst);
+        self.raised.swap(false, Ordering::AcqRel);
     }
 }
+
+#[cfg(all(test, loom))]
+mod handshakes;

@@ -16,7 +16,9 @@ use crate::geometry::{Generation, RECORDS_START, SegmentId};
 use crate::recover::{self, Scan, ScanError, SegmentProblem};
 use crate::segment::{Entry, SegmentHead};
 use crate::stats::Counters;
+use crate::superblock::SuperblockError;
 use crate::uring::UringDevice;
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,6 +74,62 @@ pub enum OpenError {
     Thread(#[source] io::Error),
     #[error(transparent)]
     Segment(#[from] SegmentProblem),
+    #[error("read the segments of {}: the drive gives none of them", path.display())]
+    Unreadable { path: PathBuf },
+}
+
+impl OpenError {
+    /// Whether the drive is to blame, which may be back later: not who configured it, nor another
+    /// who uses it, nor this machine.
+    pub fn is_of_drive(&self) -> bool {
+        match self {
+            Self::Directory(
+                DirectoryError::Create { source, .. }
+                | DirectoryError::Open { source, .. }
+                | DirectoryError::Write { source, .. }
+                | DirectoryError::Read { source, .. },
+            )
+            | Self::Files(FilesError::Reserve { source, .. } | FilesError::Open { source, .. }) => {
+                is_of_drive(source)
+            }
+            Self::Directory(DirectoryError::Superblock { source, .. }) => {
+                *source == SuperblockError::Damaged
+            }
+            // Nothing is made where a drive is looked for again.
+            Self::Directory(DirectoryError::NoStore { .. }) | Self::Unreadable { .. } => true,
+            Self::Directory(DirectoryError::InUse { .. } | DirectoryError::Capacity { .. })
+            | Self::Files(FilesError::DiskTooSmall { .. } | FilesError::NoDirect { .. })
+            | Self::Memory(_)
+            | Self::Uring(_)
+            | Self::Thread(_)
+            | Self::Segment(_) => false,
+        }
+    }
+}
+
+/// A link, a file in the place of a directory, and a lack of anything that this process has too
+/// little of are not the drive's.
+fn is_of_drive(error: &io::Error) -> bool {
+    let Some(errno) = Errno::from_io_error(error) else { return false };
+    let drives = [
+        Errno::NOENT,
+        Errno::IO,
+        Errno::NXIO,
+        Errno::NODEV,
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::ROFS,
+        Errno::NOTCONN,
+        Errno::CONNABORTED,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+        Errno::UCLEAN,
+        Errno::REMOTEIO,
+        Errno::NOMEDIUM,
+        Errno::SHUTDOWN,
+        Errno::NOLINK,
+    ];
+    drives.contains(&errno)
 }
 
 /// Why a request is not taken.
@@ -92,6 +150,9 @@ pub enum Withdrawn {
     Hangs,
     #[error("fails: no read of many went well")]
     Fails,
+    /// Of one that a start did not find: it has no handle.
+    #[error("is not there")]
+    Missing,
 }
 
 /// Reads that fail one after the other before a drive counts as one that fails: more than a bad
@@ -121,6 +182,31 @@ pub struct DriveStats {
     pub syncs: u64,
 }
 
+impl DriveStats {
+    /// Of a drive that was not there at the start.
+    pub fn missing(capacity_bytes: u64) -> Self {
+        Self {
+            io_engine: "none",
+            writable: false,
+            withdrawn: Some(Withdrawn::Missing),
+            capacity_bytes,
+            segment_bytes: 0,
+            segments: 0,
+            segments_free: 0,
+            read_bytes: 0,
+            written_bytes: 0,
+            queued_read_bytes: 0,
+            queued_write_bytes: 0,
+            read_bytes_per_second: 0,
+            write_bytes_per_second: 0,
+            checksum_failures: 0,
+            read_errors: 0,
+            write_errors: 0,
+            syncs: 0,
+        }
+    }
+}
+
 /// Requests that wait for the thread; more are refused.
 const QUEUE: usize = 4096;
 /// Memory that a device adopts in one call, 10 ms of its thread's time.
@@ -135,6 +221,9 @@ enum Command {
     Adopt(Region),
     Stop,
 }
+
+/// What time it is, for the drive's thread and for whoever asks whether it hangs.
+pub type Now = Arc<dyn Fn() -> Instant + Send + Sync>;
 
 /// The handle of a running drive.
 #[derive(Clone)]
@@ -154,6 +243,7 @@ struct Shared {
     segment_count: u32,
     path: PathBuf,
     begun: Instant,
+    now: Now,
     hang_patience: Duration,
 }
 
@@ -217,10 +307,12 @@ impl Drive {
 
     /// Whether it should be asked for nothing now; by itself it refuses nothing.
     pub fn withdrawn(&self) -> Option<Withdrawn> {
-        let Shared { counters, begun, hang_patience, .. } = &*self.shared;
+        let Shared { counters, begun, now, hang_patience, .. } = &*self.shared;
         let oldest = counters.oldest_operation_ms.get();
         let since = Duration::from_millis(oldest.saturating_sub(1));
-        if oldest > 0 && begun.elapsed().saturating_sub(since) > *hang_patience {
+        if oldest > 0
+            && now().saturating_duration_since(*begun).saturating_sub(since) > *hang_patience
+        {
             Some(Withdrawn::Hangs)
         } else if counters.read_errors_in_row.get() >= READ_ERRORS_MAX {
             Some(Withdrawn::Fails)

@@ -354,3 +354,28 @@ impl<'a> Window<'a> {
         Ok(Some(&self.page))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Proves that reports tell every problem of a segment from the others.
+
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_problem_is_of_a_kind_of_its_own_and_of_its_segment() {
+        let (id, found) = (SegmentId(3), SegmentId(4));
+        let problems = [
+            SegmentProblem::Truncated { id, found: 1 },
+            SegmentProblem::Swapped { id, found },
+            SegmentProblem::OtherStore { id },
+            SegmentProblem::DamagedHead { id },
+            SegmentProblem::NewerVersion { id, version: 2 },
+            SegmentProblem::Unreadable { id },
+        ];
+        let kinds: BTreeSet<_> = problems.iter().map(SegmentProblem::kind).collect();
+        assert_eq!(kinds.len(), problems.len());
+        assert_eq!(problems[0].kind(), SegmentProblem::TRUNCATED);
+        assert!(problems.iter().all(|problem| problem.segment() == id));
+    }
+}

@@ -7,8 +7,19 @@ use crate::host;
 use crate::memory::Place;
 use crate::paged::{Batch, Direction};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
+#[cfg(not(loom))]
+use std::{
+    sync::{Condvar, Mutex, MutexGuard},
+    thread,
+};
+
+#[cfg(loom)]
+use loom::{
+    sync::{Condvar, Mutex, MutexGuard},
+    thread,
+};
 
 /// Pieces that a stream has at once. While one runs the next stands behind it, and the third is
 /// being put there.
@@ -97,8 +108,8 @@ impl Lane {
     pub(crate) fn start(name: &str, maker: Maker) -> Result<Arc<Self>, CopyError> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name(name.to_owned());
-        let started = thread.spawn(move || {
+        let named = thread::Builder::new().name(name.to_owned());
+        let started = named.spawn(move || {
             let stopping = Stopping(&theirs);
             stopping.0.run(maker);
         });
@@ -136,6 +147,10 @@ impl Shared {
         if let Some((sink, outcome)) = ended {
             sink.ended(outcome);
             self.ended.notify_all();
+            // The last one of a lane that was dropped: its thread sleeps, and has nothing to wait for.
+            if self.queue().is_over() {
+                self.work.notify_one();
+            }
         }
     }
 
@@ -157,9 +172,10 @@ impl Shared {
 
     /// Sleeps until there may be something to do; `false`: there never will be.
     fn wait(&self) -> bool {
-        let queue = self.queue();
-        let is_idle = |queue: &mut Queue| !queue.has_work() && !queue.is_over();
-        let queue = self.work.wait_while(queue, is_idle).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue();
+        while !queue.has_work() && !queue.is_over() {
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
         !queue.is_over()
     }
 
@@ -219,3 +235,6 @@ impl Drop for Stopping<'_> {
         self.0.ended.notify_all();
     }
 }
+
+#[cfg(all(test, loom))]
+mod handshakes;

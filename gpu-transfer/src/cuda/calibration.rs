@@ -21,7 +21,9 @@ const WARM_UP: usize = 20;
 /// The share of the kernel's rate from which on the copy engine is chosen. It may be low, as a trial
 /// has the GPU for itself: beside matrix products the kernel waits for multiprocessors (18 GB/s of 50
 /// on an H100) and takes them away (a save made the products 26 % slower), the copy engine does not.
-const ENOUGH: f64 = 0.6;
+/// Nobody waits for a save, and it may cost compute nothing: there the kernel is a last resort.
+const ENOUGH_FOR_LOADS: f64 = 0.6;
+const ENOUGH_FOR_SAVES: f64 = 0.1;
 const SIZES: [u64; 6] = [16 << 10, 32 << 10, 64 << 10, 128 << 10, 512 << 10, 4 << 20];
 
 /// From which mean size on copies are made by the copy engine, and what shows it.
@@ -65,10 +67,11 @@ impl Calibration {
     }
 
     fn from_trials(trials: Vec<Trial>, elapsed: Duration) -> Self {
-        let batched_from = [Direction::Load, Direction::Save].map(|direction| {
+        let each = [(Direction::Load, ENOUGH_FOR_LOADS), (Direction::Save, ENOUGH_FOR_SAVES)];
+        let batched_from = each.map(|(direction, enough)| {
             let mut from = None;
             for trial in trials.iter().filter(|trial| trial.direction == direction) {
-                let is_enough = trial.batched >= ENOUGH * trial.kernel;
+                let is_enough = trial.batched >= enough * trial.kernel;
                 from = if is_enough { from.or(Some(trial.bytes)) } else { None };
             }
             from

@@ -42,7 +42,7 @@ fn commented_keys_of_the_example_stand_with_their_defaults() {
     let written = parse(&uncommented()).unwrap();
     let default = Config::default_for("/var/lib/refrain", 100 << 30);
     assert_eq!(written.listen(), default.listen());
-    assert_eq!(written.secret_path(), default.secret_path());
+    assert_eq!(written.secret_file, Some(written.drives[0].path.join("secret")));
     assert_eq!((written.load_arena, written.drives[0].segment), (1 << 30, Some(1 << 30)));
     assert_eq!(written.metrics, Some("127.0.0.1:9464".parse().unwrap()));
     let mut rest = written;
@@ -78,7 +78,6 @@ fn usual_arena_is_a_quarter_of_a_small_machine_in_whole_huge_pages() {
 fn what_depends_on_a_drive_follows_the_first_one() {
     let mut config = Config::default_for("/a", 1 << 30);
     assert_eq!(config.listen().unwrap().to_string(), "unix:/a/refrain.sock");
-    assert_eq!(config.secret_path().unwrap(), Path::new("/a/secret"));
     config.drives[0].path = "/b".into();
     assert_eq!(config.listen().unwrap().to_string(), "unix:/b/refrain.sock");
     config.listen = Some("unix:/run/r.sock".parse().unwrap());

@@ -2,8 +2,8 @@
 
 use super::{
     Arc, Arena, Command, Counters, Directory, Drive, DriveConfig, Duration, Engine, Entry, File,
-    Generation, GroupEvent, Instant, JoinHandle, Limits, Mapping, Mutex, NewStore, OpenError, Path,
-    PathBuf, QUEUE, RECORDS_START, SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId,
+    Generation, GroupEvent, Instant, JoinHandle, Limits, Mapping, Mutex, NewStore, Now, OpenError,
+    Path, PathBuf, QUEUE, RECORDS_START, SCRATCH_BYTES, Scan, ScanError, SegmentHead, SegmentId,
     SegmentProblem, SegmentSetup, SegmentState, SegmentStatus, Setup, Shared, SyncSender, Waker,
     Worker, adopt_memory, files, recover, start_thread, sync_channel,
 };
@@ -57,13 +57,14 @@ struct Parts {
     segment_count: u32,
     path: PathBuf,
     begun: Instant,
+    now: Now,
     hang_patience: Duration,
 }
 
 impl Parts {
     fn drive(self, waker: Waker, io_engine: &'static str, thread: Option<JoinHandle<()>>) -> Drive {
         let Self { commands, counters, segments, superblock, segment_count, path, .. } = self;
-        let (begun, hang_patience) = (self.begun, self.hang_patience);
+        let (begun, now, hang_patience) = (self.begun, self.now, self.hang_patience);
         let shared = Shared {
             commands,
             waker,
@@ -76,6 +77,7 @@ impl Parts {
             segment_count,
             path,
             begun,
+            now,
             hang_patience,
         };
         Drive { shared: Arc::new(shared) }
@@ -100,7 +102,25 @@ impl Opening {
         let segment_bytes = segment.unwrap_or_else(|| usual_segment_bytes(config.capacity_bytes));
         let new = NewStore { segment_bytes, capacity_bytes: config.capacity_bytes };
         let directory = Directory::open(&config.path, new)?;
-        Self::enter(directory, config.io_engine, config.durability)
+        Self::enter(directory, config.io_engine, config.durability)?.readable()
+    }
+
+    /// Opens the store of `config` as it is, and makes none: where a drive is missing, the directory
+    /// that it should be mounted on may lie on another.
+    pub fn open_again(config: &DriveConfig) -> Result<Self, OpenError> {
+        let directory = Directory::open_existing(&config.path)?;
+        Self::enter(directory, config.io_engine, config.durability)?.readable()
+    }
+
+    /// Refuses a store of which no segment can be read, rather than write over all of them.
+    fn readable(self) -> Result<Self, OpenError> {
+        let unreadable =
+            |problem: &&SegmentProblem| matches!(problem, SegmentProblem::Unreadable { .. });
+        if self.problems.iter().filter(unreadable).count() < self.heads.len() {
+            Ok(self)
+        } else {
+            Err(OpenError::Unreadable { path: self.path })
+        }
     }
 
     /// Opens the store at `path` as it is.
@@ -158,7 +178,8 @@ impl Opening {
         let scratch = Mapping::create("refrain-scratch", SCRATCH_BYTES)?;
         let mut adopted = vec![Arc::clone(&scratch)];
         adopted.extend_from_slice(arenas);
-        let (parts, worker, files) = self.into_parts(scratch, known, on_group);
+        let now = Arc::new(Instant::now);
+        let (parts, worker, files) = self.into_parts(scratch, known, now, on_group);
         let (thread, waker, io_engine) = start_thread(files, io_engine, worker, directory)?;
         adopt_memory(adopted, parts.commands.clone(), waker.clone())?;
         Ok(parts.drive(waker, io_engine, Some(thread)))
@@ -189,15 +210,15 @@ impl<M: Medium> Opening<M> {
     }
 
     /// The drive as [`Opening::start`] has it, without its thread: whoever holds the worker is
-    /// that thread. `waker` says that there is work for it.
+    /// that thread, and gives it the time of `now`. `waker` says that there is work for it.
     pub fn detached(
         self,
-        waker: Waker,
+        (waker, now): (Waker, Now),
         scratch: Arc<Mapping>,
         known: Vec<KnownSegment>,
         on_group: Box<dyn FnMut(GroupEvent) + Send>,
     ) -> (Drive, Worker) {
-        let (parts, worker, _) = self.into_parts(scratch, known, on_group);
+        let (parts, worker, _) = self.into_parts(scratch, known, now, on_group);
         (parts.drive(waker, "detached", None), worker)
     }
 
@@ -334,10 +355,11 @@ impl<M: Medium> Opening<M> {
         self,
         scratch: Arc<Mapping>,
         known: Vec<KnownSegment>,
+        now: Now,
         on_group: Box<dyn FnMut(GroupEvent) + Send>,
     ) -> (Parts, Worker, Vec<M>) {
         let counters = Arc::new(Counters::default());
-        let (begun, hang_patience) = (Instant::now(), self.limits.hang_patience);
+        let (begun, hang_patience) = (now(), self.limits.hang_patience);
         let engine = Engine::new(Setup {
             store_id: self.store_id(),
             segment_bytes: self.segment_bytes(),
@@ -368,6 +390,7 @@ impl<M: Medium> Opening<M> {
             segment_count,
             path,
             begun,
+            now,
             hang_patience,
         };
         (parts, worker, media)

@@ -52,6 +52,15 @@ fn record_with_a_block_of_deepseek_v3_takes_its_bytes_and_one_page() {
 }
 
 #[test]
+fn the_checksum_of_a_header_is_the_one_it_ends_with() {
+    let bytes = header(&[4096, 5000]).encode().unwrap();
+    let (_, last) = bytes.split_last_chunk().unwrap();
+    let ends_with = u64::from_le_bytes(*last);
+    assert_eq!(RecordHeader::checksum_of(&bytes), ends_with);
+    assert_eq!(checksum(&bytes[..CHECKSUM]), ends_with);
+}
+
+#[test]
 fn a_newer_version_is_refused_by_number() {
     let mut bytes = header(&[4096]).encode().unwrap();
     bytes[8..12].copy_from_slice(&2u32.to_le_bytes());

@@ -290,7 +290,7 @@ fn check_reason(context: &Context, reason: Miss) {
         Miss::Deadline | Miss::NoMemory => true,
         // What was written and not synced may also be gone after a failed sync, or a power loss.
         Miss::Damaged => faults.damage() || writes_fail || context.plan.lives > 1,
-        Miss::Drive => faults.read_error > 0,
+        Miss::Drive => faults.read_error + faults.never > 0,
     };
     assert!(accounted, "a leased block is a miss for no reason: {reason:?}");
 }

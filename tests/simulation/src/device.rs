@@ -202,11 +202,15 @@ impl Device for SimulatedDevice {
         let outcome = self.outcome_of(&operation);
         let covered = self.disk.lock().written();
         let running = Running { op, operation, outcome, covered };
-        if strikes(&mut self.random, self.faults.never) {
-            self.hung.push(running);
-            return;
-        }
         let mut latency = Duration::from_micros(self.random.u64(10..400));
+        if strikes(&mut self.random, self.faults.never) {
+            // Half of them do in the end, when nobody waits any more.
+            if self.random.bool() {
+                self.hung.push(running);
+                return;
+            }
+            latency += Duration::from_secs(self.random.u64(1..30));
+        }
         if strikes(&mut self.random, self.faults.spike) {
             let most = u64::try_from(self.faults.spike_max.as_micros()).unwrap_or(u64::MAX);
             latency += Duration::from_micros(self.random.u64(0..=most));

@@ -167,7 +167,9 @@ impl Runner<SimulatedMedium> for Bench<'_> {
         let scratch = Mapping::create("simulated-scratch", SCRATCH_BYTES)?;
         let limits: Limits = self.plan.limits;
         let opening = opening.with_limits(limits);
-        let (drive, worker) = opening.detached(waker.clone(), scratch, known, on_group);
+        let time = self.time.clone();
+        let now = Arc::new(move || time.now());
+        let (drive, worker) = opening.detached((waker.clone(), now), scratch, known, on_group);
         let disk = self.disk.clone();
         let faults = Faults::default();
         let device = SimulatedDevice::new(disk, self.time.clone(), faults, self.random.fork());

@@ -20,7 +20,7 @@ pub struct Faults {
     /// Takes up to `spike_max` instead of some microseconds.
     pub spike: u32,
     pub spike_max: Duration,
-    /// Never completes.
+    /// Never completes, or after many seconds: the drive is withdrawn, and back then.
     pub never: u32,
     /// Reported as written, and nothing is.
     pub lost_write: u32,

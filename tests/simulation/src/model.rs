@@ -7,7 +7,7 @@
 use crate::names::Family;
 use refrain_index::chain::BlockKey;
 use refrain_server::events::{Change, Kind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// A block that some client has sent.
@@ -17,8 +17,8 @@ pub struct Block {
     /// Its prompt, up to it.
     pub tokens: Vec<u32>,
     parent: Option<BlockKey>,
-    /// The latest epoch of its namespace that it was sent in.
-    epoch: u64,
+    /// The epochs of its namespace that it was sent in.
+    sent_in: BTreeSet<u64>,
     resident: bool,
     /// How often the node said that it came.
     stored: u64,
@@ -38,6 +38,8 @@ pub struct Model {
 pub enum Mark {
     Promised(BlockKey),
     Gone(BlockKey),
+    /// A family's namespace was dropped.
+    Dropped(usize),
 }
 
 impl Model {
@@ -68,14 +70,14 @@ impl Model {
                     family,
                     tokens,
                     parent,
-                    epoch: 0,
+                    sent_in: BTreeSet::new(),
                     resident: false,
                     stored: 0,
                     promised: false,
                 },
             );
             let block = self.blocks.entry(key).or_insert(new);
-            block.epoch = epoch;
+            block.sent_in.insert(epoch);
             stored.push(block.stored);
             parent = Some(key);
         }
@@ -107,7 +109,7 @@ impl Model {
         for key in keys {
             let block = self.blocks.get(key).expect("a block was matched that nobody ever sent");
             assert!(
-                block.epoch == self.epochs[block.family],
+                block.sent_in.contains(&self.epochs[block.family]),
                 "a block of a dropped namespace was matched"
             );
             assert!(block.resident, "a block was matched that the node says is gone");
@@ -117,9 +119,15 @@ impl Model {
     /// A namespace was dropped, for good.
     pub fn dropped(&mut self, family: usize) {
         self.epochs[family] += 1;
+        self.marks.push(Mark::Dropped(family));
         let resident = |block: &Block| block.family == family && block.resident;
         // Those that a save lets in right now are of the epoch before, and refused.
         assert!(!self.blocks.values().any(resident), "a block outlived its dropped namespace");
+    }
+
+    /// As it was when its families had been dropped so often.
+    pub fn back_in(&mut self, epochs: &[u64]) {
+        self.epochs = epochs.to_vec();
     }
 
     /// The node says that blocks came or went.
@@ -160,7 +168,10 @@ impl Model {
         for key in resident {
             let block = self.blocks.get_mut(key).expect("a restart found what nobody ever sent");
             let current = self.epochs[block.family];
-            assert!(block.epoch == current, "a restart found blocks of a dropped namespace");
+            assert!(
+                block.sent_in.contains(&current),
+                "a restart found blocks of a dropped namespace"
+            );
             block.resident = true;
         }
         for block in self.blocks.values_mut() {

@@ -84,7 +84,7 @@ fn limits(random: &mut Rng, largest: u64) -> Limits {
         group_bytes: largest * random.u64(1..32),
         group_interval: Duration::from_millis(random.u64(1..60)),
         space_patience: Duration::from_millis(random.u64(1..1000)),
-        // A drive that is withdrawn is a matter of a real clock: see `Drive::withdrawn`.
-        ..Limits::default()
+        // Of a copy: what follows is drawn as it was before.
+        hang_patience: Duration::from_millis(random.clone().u64(500..5000)),
     }
 }

@@ -27,9 +27,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Steps of one life: more are a loop that never ends.
 const STEPS_MAX: u64 = 2_000_000;
+/// When a life ends in which an operation never will.
+const LIFE_MAX: Duration = Duration::from_mins(5);
+/// By then everything has ended that ever will, and withdrawn drives alone are looked at.
+const SETTLED: Duration = Duration::from_mins(2);
 
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +76,8 @@ pub struct World {
     digest: u64,
     is_recorded: bool,
     pub(crate) marks: Vec<(usize, Mark)>,
+    /// The file of epochs as each drop left it, with how many changes of the disk came before.
+    pub(crate) dropped: Vec<(usize, Vec<u8>)>,
 }
 
 /// What a seed's run is made of.
@@ -124,6 +131,7 @@ impl World {
             digest: 0,
             is_recorded: false,
             marks: Vec::new(),
+            dropped: Vec::new(),
             plan,
         }
     }
@@ -174,6 +182,9 @@ impl World {
         self.audit(&context);
         for drive in (0..=u8::MAX).take(self.drives.len()) {
             self.tasks.spawn(Arc::clone(&context.node).reclaim(DriveId(drive)));
+            if self.plan.faults.never > 0 {
+                self.tasks.spawn(Arc::clone(&context.node).attend(DriveId(drive)));
+            }
         }
         self.set_faults(self.plan.faults);
         for _ in 0..self.plan.clients {
@@ -184,8 +195,11 @@ impl World {
         // Half of all lives end in the middle of something.
         let cut_after = if self.random.bool() { self.random.u64(1..3000) } else { u64::MAX };
         let last = self.steps.saturating_add(cut_after);
+        let begun = self.time.now();
         while self.steps < last && context.at_work.get() > 0 {
-            if !self.step(&context) {
+            // A drive that hangs is looked at for ever: something happens, and comes to nothing.
+            let is_long = self.is_hung() && self.time.now() - begun > LIFE_MAX;
+            if is_long || !self.step(&context) {
                 assert!(self.is_hung(), "clients wait, and nothing will ever happen");
                 break;
             }
@@ -335,6 +349,10 @@ impl World {
         let marks = context.model().take_marks();
         if self.is_recorded && !marks.is_empty() {
             let changes = self.drives[0].disk.lock().recorded().len();
+            if marks.iter().any(|mark| matches!(mark, Mark::Dropped(_))) {
+                let epochs = std::fs::read(epochs_path(&self.directory));
+                self.dropped.push((changes, epochs.expect("a drop has written them")));
+            }
             self.marks.extend(marks.into_iter().map(|mark| (changes, mark)));
         }
         if self.faulty && strikes(&mut self.random, self.plan.faults.rot) {
@@ -346,12 +364,15 @@ impl World {
 
     /// Lets everything come to its end: then nobody holds anything.
     fn settle(&mut self, context: &Context) {
-        while self.step(context) {}
+        let end = self.time.now() + SETTLED;
+        let is_looked_at = self.plan.faults.never > 0;
+        while !(is_looked_at && self.time.now() > end) && self.step(context) {}
         let held = context.node.held();
         assert_eq!((held.sessions, held.leases, held.reservations), (0, 0, 0), "{held:?}");
         assert_eq!((held.reserved_bytes, held.segment_holds), (0, 0), "{held:?}");
         context.model().check_resident(&context.node.keys(usize::MAX));
-        if !self.is_hung() {
+        let is_withdrawn = context.node.drives().any(|drive| drive.withdrawn().is_some());
+        if !self.is_hung() && !is_withdrawn {
             assert_eq!((held.reads, held.frame_bytes), (0, held.host_bytes), "{held:?}");
         }
     }
@@ -397,6 +418,11 @@ enum Able {
     Journal(usize),
 }
 
+/// Where the first drive keeps the epochs.
+pub(crate) fn epochs_path(directory: &Path) -> PathBuf {
+    drive_path(directory, 0).join("epochs")
+}
+
 fn drive_path(directory: &Path, number: usize) -> PathBuf {
     directory.join(format!("drive-{number}"))
 }
@@ -406,9 +432,11 @@ fn prepare(directory: &Path, drives: usize) {
     for number in 0..drives {
         let path = drive_path(directory, number);
         std::fs::create_dir_all(&path).expect("make a directory");
-        let epochs = path.join("epochs");
-        if epochs.exists() {
-            std::fs::remove_file(epochs).expect("remove the epochs of the run before");
+        for name in ["epochs", "epochs.new"] {
+            let left = path.join(name);
+            if left.exists() {
+                std::fs::remove_file(left).expect("remove the epochs of the run before");
+            }
         }
     }
     let secret = directory.join("secret");

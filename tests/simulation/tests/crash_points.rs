@@ -1,5 +1,6 @@
-//! Proves that a power loss after any write or sync of a workload of saves, seals and reclaim, with
-//! whatever it leaves of the latest writes, costs no promised block.
+//! Proves that a power loss after any write or sync of a workload of saves, seals, reclaim and drops
+//! of namespaces, with whatever it leaves of the latest writes, costs no promised block and brings back
+//! none that was dropped.
 
 use refrain_simulation::crash::every_crash_point;
 use refrain_simulation::faults::Faults;
@@ -39,4 +40,14 @@ fn no_crash_point_costs_a_promised_block() {
     println!("{tried:?}");
     // Every segment was used again, most of them more than once.
     assert!(tried.begun > 8 && tried.images > 5000 && tried.owed > 50_000, "{tried:?}");
+}
+
+#[test]
+fn no_crash_point_of_a_drop_brings_a_block_back_or_costs_another_namespace_one() {
+    let directory = scratch().unwrap();
+    let families = vec![Family::new(0, 1, 4096, 1), Family::new(1, 1, 4096, 1)];
+    let plan = Plan { families, rounds: 40, depth: 4, drops: 8, segments: 6, ..plan() };
+    let tried = every_crash_point(&plan, 2, directory.path());
+    println!("{tried:?}");
+    assert!(tried.drops > 5 && tried.images > 3000 && tried.owed > 5000, "{tried:?}");
 }

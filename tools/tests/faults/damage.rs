@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 pub(crate) mod catalogue;
+pub(crate) mod cut_repairs;
 pub(crate) mod segments;
 pub(crate) mod served;
 mod small;

@@ -7,10 +7,12 @@
 
 use crate::mutate::mutate;
 use crate::progress::on_every_core;
+use prost::Message;
 use refrain::trace;
 use refrain_index::catalog::Run;
-use refrain_proto::session;
+use refrain_proto::{session, v1};
 use refrain_server::config::Config;
+use refrain_server::wire;
 use refrain_store::format::{RecordHeader, checksum};
 use refrain_store::geometry::SegmentId;
 use refrain_store::segment::{
@@ -51,6 +53,12 @@ const TARGETS: &[Target] = &[
     },
     Target { name: "hello", corpus: &[include_bytes!("corpus/hello")], decode: hello },
     Target { name: "welcome", corpus: &[include_bytes!("corpus/welcome")], decode: welcome },
+    Target {
+        name: "registration",
+        corpus: &[include_bytes!("corpus/register")],
+        decode: registration,
+    },
+    Target { name: "prompt", corpus: &[include_bytes!("corpus/prompt")], decode: prompt },
     Target {
         name: "trace",
         corpus: &[include_bytes!("corpus/ids.jsonl"), include_bytes!("corpus/runs.jsonl")],
@@ -183,6 +191,37 @@ fn hello(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
 fn welcome(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
     let received = session::receive_welcome(&connection(&bytes));
     matches!(received, Err(session::HandshakeError::Descriptors { found: 0 }))
+}
+
+/// From a message to a namespace: a name of its own, or a refusal that names a field.
+fn registration(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    let Ok(message) = v1::RegisterRequest::decode(&bytes[..]) else { return false };
+    let again = v1::RegisterRequest::decode(&message.encode_to_vec()[..]).unwrap();
+    assert_eq!(again, message);
+    let namespace = match wire::namespace(message.namespace) {
+        Ok(namespace) => namespace,
+        Err(refused) => {
+            assert!(!refused.to_string().is_empty());
+            return false;
+        }
+    };
+    assert_eq!(wire::namespace(again.namespace).unwrap(), namespace);
+    namespace.digest().is_ok()
+}
+
+fn prompt(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    let Ok(message) = v1::PromptName::decode(&bytes[..]) else { return false };
+    assert_eq!(v1::PromptName::decode(&message.encode_to_vec()[..]).unwrap(), message);
+    let digest = wire::array::<32>("namespace_digest", &message.namespace_digest);
+    assert_eq!(digest.is_ok(), message.namespace_digest.len() == 32);
+    let Some(v1::prompt_name::Prompt::Tokens(bytes)) = &message.prompt else { return false };
+    let Ok(tokens) = wire::tokens(bytes) else {
+        assert!(!bytes.len().is_multiple_of(4));
+        return false;
+    };
+    let back: Vec<u8> = tokens.into_iter().flat_map(u32::to_le_bytes).collect();
+    assert!(back == bytes[..], "tokens are not what was sent");
+    digest.is_ok()
 }
 
 fn trace_lines(bytes: Vec<u8>, random: &mut fastrand::Rng) -> bool {

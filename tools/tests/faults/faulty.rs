@@ -29,6 +29,8 @@ pub(crate) enum Operation {
     Read,
     Write,
     Sync,
+    /// Whatever looks for a name or opens it. It may fail, and does not hang.
+    Enter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +39,28 @@ pub(crate) enum Part {
     Data,
     /// The log of the catalogue.
     Log,
+    Everything,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     Fail(i32),
     Hang,
+}
+
+/// A power loss after so many writes of segments: what comes then is answered by an error.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    pub(crate) writes: u64,
+    pub(crate) last: Last,
+}
+
+/// What is left of the last write before a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Last {
+    Nothing,
+    FirstPage,
+    Whole,
 }
 
 type Held = Box<dyn FnOnce() + Send>;
@@ -53,6 +71,21 @@ struct Faults {
     /// Operations that hang.
     held: Vec<Held>,
     met: u64,
+    cut: Option<Cut>,
+}
+
+impl Faults {
+    /// How much of a write of `bytes` is done; `None`: the power has gone.
+    fn pass(&mut self, bytes: usize) -> Option<usize> {
+        let Some(cut) = &mut self.cut else { return Some(bytes) };
+        cut.writes = cut.writes.checked_sub(1)?;
+        match cut.last {
+            _ if cut.writes > 0 => Some(bytes),
+            Last::Nothing => Some(0),
+            Last::FirstPage => Some(bytes.min(4096)),
+            Last::Whole => Some(bytes),
+        }
+    }
 }
 
 struct Files {
@@ -95,6 +128,12 @@ impl Faulty {
 
     pub(crate) fn add(&self, part: Part, operation: Operation, fault: Fault) {
         self.faults.lock().unwrap().rules.push((part, operation, fault));
+    }
+
+    /// Has the power go after some more writes of segments, or come back; what was left of the cut
+    /// before.
+    pub(crate) fn cut(&self, cut: Option<Cut>) -> Option<Cut> {
+        std::mem::replace(&mut self.faults.lock().unwrap().cut, cut)
     }
 
     /// Everything works from now on, also what hung.
@@ -178,6 +217,40 @@ impl Files {
         self.names.lock().unwrap().open.get(&handle.0).cloned()
     }
 
+    /// Two files take each other's name: a change as a write is.
+    fn exchange(&self, one: &Path, other: &Path, reply: ReplyEmpty) {
+        match self.faults.lock().unwrap().pass(1) {
+            Some(1) => {}
+            Some(_) | None => return reply.error(Errno::EIO),
+        }
+        let root = rustix::fs::CWD;
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        let exchanged = rustix::fs::renameat_with(root, one, root, other, flags);
+        if exchanged.is_ok() {
+            let mut names = self.names.lock().unwrap();
+            let numbers = [one, other].map(|path| names.numbers.remove(path));
+            for (number, path) in numbers.into_iter().zip([other, one]) {
+                if let Some(number) = number {
+                    names.paths.insert(number, path.into());
+                    names.numbers.insert(path.into(), number);
+                }
+            }
+        }
+        answer(exchanged.map_err(Into::into), reply);
+    }
+
+    /// What whoever looks for a name is told instead of an answer.
+    fn shut(&self) -> Option<Errno> {
+        let mut faults = self.faults.lock().unwrap();
+        let fails = |rule: &(Part, Operation, Fault)| match *rule {
+            (_, Operation::Enter, Fault::Fail(errno)) => Some(Errno::from_i32(errno)),
+            _ => None,
+        };
+        let errno = faults.rules.iter().find_map(fails)?;
+        faults.met += 1;
+        Some(errno)
+    }
+
     /// Does `run` now, with a fault instead, or when the file system is healed.
     fn faulty(
         &self,
@@ -252,6 +325,9 @@ impl Filesystem for Files {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         match self.attributes(&self.child(parent, name)) {
             Ok(found) => reply.entry(&TTL, &found, Generation(0)),
             Err(error) => reply.error(errno(&error)),
@@ -259,6 +335,9 @@ impl Filesystem for Files {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         match self.attributes(&self.path(number)) {
             Ok(found) => reply.attr(&TTL, &found),
             Err(error) => reply.error(errno(&error)),
@@ -337,10 +416,13 @@ impl Filesystem for Files {
         name: &OsStr,
         newparent: INodeNo,
         newname: &OsStr,
-        _: RenameFlags,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
         let (from, to) = (self.child(parent, name), self.child(newparent, newname));
+        if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+            return self.exchange(&from, &to, reply);
+        }
         let renamed = fs::rename(&from, &to);
         if renamed.is_ok() {
             let mut names = self.names.lock().unwrap();
@@ -354,6 +436,9 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if let Some(errno) = self.shut() {
+            return reply.error(errno);
+        }
         let path = self.path(number);
         let write = flags.0 & 0o3 != 0;
         match File::options().read(true).write(write).open(&path) {
@@ -430,7 +515,18 @@ impl Filesystem for Files {
         reply: ReplyWrite,
     ) {
         let Some((file, path)) = self.handle(handle) else { return reply.error(Errno::EBADF) };
-        let data = data.to_vec();
+        let mut data = data.to_vec();
+        if part_of(&path) == Some(Part::Data) {
+            match self.faults.lock().unwrap().pass(data.len()) {
+                Some(done) if done == data.len() => {}
+                Some(done) => {
+                    data.truncate(done);
+                    let _ = file.write_all_at(&data, offset);
+                    return reply.error(Errno::EIO);
+                }
+                None => return reply.error(Errno::EIO),
+            }
+        }
         self.faulty(&path, Operation::Write, move |fault| {
             if let Some(fault) = fault {
                 return reply.error(fault);

@@ -16,20 +16,20 @@ use tempfile::TempDir;
 
 const SHAPE: Shape = Shape::new(4, 40_000);
 const BLOCKS: u64 = 4;
-const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 /// A load's deadline, and what may come on top of it on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A drive on a file system that fails as it is told.
-struct FaultyDrive {
-    faulty: Faulty,
+pub(crate) struct FaultyDrive {
+    pub(crate) faulty: Faulty,
     home: TempDir,
 }
 
 impl FaultyDrive {
-    fn new(asynchronous: bool) -> Result<Self, String> {
+    pub(crate) fn new(asynchronous: bool) -> Result<Self, String> {
         let home = home();
         let (root, mountpoint) = (home.path().join("root"), home.path().join("mount"));
         fs::create_dir(&root).unwrap();
@@ -40,7 +40,7 @@ impl FaultyDrive {
         Ok(Self { faulty, home })
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.home.path().join("mount/drive")
     }
 }
@@ -53,7 +53,7 @@ impl Drop for FaultyDrive {
     }
 }
 
-fn setup() -> Setup {
+pub(crate) fn setup() -> Setup {
     Setup { capacity: 32 * MIB, segment: 2 * MIB, ..Setup::default() }
         .with("load_deadline = \"2s\"")
         .with("drive_patience = \"500ms\"")

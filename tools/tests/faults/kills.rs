@@ -27,6 +27,8 @@ const KILLS: u64 = 25;
 /// A kill comes this much later than the first acknowledgement, at most.
 const MOMENT_US: u64 = 60_000;
 const TASKS: u64 = 3;
+/// Stores between two words on how far it is.
+const TOLD: u64 = 10;
 
 /// Blocks acknowledged of each prompt.
 type Ledger = BTreeMap<u64, u32>;
@@ -67,6 +69,9 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
         let kills = left.min(KILLS);
         runtime.block_on(store(kills, &mut random, &mut counts));
         left -= kills;
+        if counts.stores.is_multiple_of(TOLD) {
+            println!("  {} kills of {count}: {counts:?}", count - left);
+        }
     }
     let Counts { sidecar, worker, both, starting, acknowledged, compared, stores } = counts;
     format!(

@@ -18,6 +18,7 @@ mod faulty;
 mod image;
 mod kernel;
 mod kills;
+mod missing;
 mod mutate;
 mod progress;
 mod soak;
@@ -45,6 +46,8 @@ struct Cli {
 enum Command {
     /// Flip bits, swap, lose and bring back pages of a closed store's segments and superblock
     Damage(Loop),
+    /// Cut off the repair of a damaged store after every write; needs FUSE
+    Repairs(Loop),
     /// Flip bits of a closed store's catalogue
     Catalogue(Loop),
     /// Flip bits of any file of a store, and serve from it
@@ -103,6 +106,11 @@ const CLAIMS: &[Claim] = &[
         run: damage::segments::run,
     },
     Claim {
+        name: "repairs: cut off after any write, a repair has lost nothing, and is made again",
+        count: 150,
+        run: damage::cut_repairs::run,
+    },
+    Claim {
         name: "catalogue: a flipped bit never makes a row that was not written",
         count: 6_000,
         run: damage::catalogue::run,
@@ -153,6 +161,11 @@ const CLAIMS: &[Claim] = &[
         run: kernel::dies,
     },
     Claim {
+        name: "kernel: a drive that is missing at the start costs its blocks, and comes back",
+        count: 2,
+        run: missing::run,
+    },
+    Claim {
         name: "kernel: a full file system costs a catalogue and no block",
         count: 1,
         run: kernel::full,
@@ -169,6 +182,7 @@ fn main() -> ExitCode {
     let (filter, settings) = match cli.command {
         None => (cli.filter.unwrap_or_default(), Loop { count: None, seed: None }),
         Some(Command::Damage(settings)) => ("damage:".to_owned(), settings),
+        Some(Command::Repairs(settings)) => ("repairs:".to_owned(), settings),
         Some(Command::Catalogue(settings)) => ("catalogue:".to_owned(), settings),
         Some(Command::Served(settings)) => ("served:".to_owned(), settings),
         Some(Command::Kills(settings)) => ("kills:".to_owned(), settings),

@@ -3,6 +3,9 @@
 //! Workers save new prompts and load old ones at a fixed pace, break calls off, come and go. Ten
 //! times in the run it is looked at what the sidecar holds; at the end it must hold no more than
 //! after the first tenth, and nothing at all for workers that have gone.
+//!
+//! Other programs make loads slower too: so as many bytes as a load had from its drive are read from
+//! a file beside it, right after it, and how these become slower is told with it.
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -12,8 +15,13 @@
 
 use crate::fixture::PATIENCE;
 use crate::fixture::content::{Shape, prompt};
-use crate::fixture::node::{MIB, Node, Setup};
+use crate::fixture::node::{MIB, Node, Setup, home};
 use crate::fixture::worker::Worker;
+use refrain_store::arena::Mapping;
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +42,8 @@ const LIFE: u64 = 200;
 const SLACK_BYTES: u64 = 48 << 20;
 /// What a p99 of the last tenth may exceed the first's by, in percent.
 const DRIFT_PERCENT: f64 = 10.0;
+/// Of the file that is read for comparison.
+const CONTROL_BYTES: u64 = 128 << 20;
 
 /// What a sidecar holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,8 +57,48 @@ struct Held {
     evicted: u64,
 }
 
-/// Loads of one tenth, in microseconds.
-type Loads = Arc<std::sync::Mutex<Vec<Vec<u64>>>>;
+/// What one tenth took, in microseconds.
+#[derive(Clone, Debug, Default)]
+struct Tenth {
+    loads: Vec<u64>,
+    /// Each right after one of the loads.
+    raw_reads: Vec<u64>,
+}
+
+type Loads = Arc<std::sync::Mutex<Vec<Tenth>>>;
+
+/// Reads from the same disk that nobody of ours has a part in: as slow as the machine is just now.
+struct Control {
+    file: File,
+    memory: Arc<Mapping>,
+    random: fastrand::Rng,
+}
+
+impl Control {
+    /// Over the file at `path`, which is made where it is missing.
+    fn new(path: &Path, random: fastrand::Rng) -> Self {
+        if !path.exists() {
+            let mut bytes = vec![0; CONTROL_BYTES as usize];
+            random.clone().fill(&mut bytes);
+            std::fs::write(path, bytes).unwrap();
+            File::open(path).unwrap().sync_all().unwrap();
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECT;
+        let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap().into();
+        Self { file, memory: Mapping::create("soak-control", CONTROL_BYTES / 2).unwrap(), random }
+    }
+
+    /// Reads as many bytes as a load had from its drive, at least a page, at a place where nothing
+    /// of ours lies; how long that took.
+    fn read(&mut self, bytes: u64) -> Duration {
+        let bytes = bytes.max(1).next_multiple_of(4096).min(CONTROL_BYTES / 2);
+        let place = self.random.u64(..=(CONTROL_BYTES - bytes) / 4096) * 4096;
+        let region = self.memory.region(0, bytes).unwrap();
+        let begun = Instant::now();
+        region.fill_with(|into| self.file.read_exact_at(into, place)).unwrap();
+        begun.elapsed()
+    }
+}
 
 /// `steady`: fails, too, where loads have become slower.
 pub(crate) fn run(minutes: f64, seed: u64, steady: bool) {
@@ -59,25 +109,30 @@ pub(crate) fn run(minutes: f64, seed: u64, steady: bool) {
 async fn soak(time: Duration, seed: u64, steady: bool) {
     let setup = Setup { capacity: 768 * MIB, segment: 32 * MIB, ..Setup::default() };
     let node = Arc::new(Node::start(&setup.with("load_arena = \"128MiB\"")));
+    let beside = home();
+    let mut random = fastrand::Rng::with_seed(seed);
+    // Written before the time runs.
+    drop(Control::new(&beside.path().join("control"), random.fork()));
     let begin = Instant::now();
-    let loads: Loads = Arc::new(std::sync::Mutex::new(vec![Vec::new(); TENTHS]));
+    let loads: Loads = Arc::new(std::sync::Mutex::new(vec![Tenth::default(); TENTHS]));
     let next = Arc::new(AtomicU64::new(1));
     let mut workers = tokio::task::JoinSet::new();
-    let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..WORKERS {
         let (node, loads, next) = (Arc::clone(&node), Arc::clone(&loads), Arc::clone(&next));
-        workers.spawn(work(node, loads, next, random.fork(), (begin, time)));
+        let control = Control::new(&beside.path().join("control"), random.fork());
+        workers.spawn(work(node, (loads, control), next, random.fork(), (begin, time)));
     }
     println!(
-        "  tenth   RSS MiB  descriptors  threads  leases  frames  evicted  loads  p50 us  p99 us"
+        "  tenth   RSS MiB  descriptors  threads  leases  frames  evicted  loads  p50 us  p99 us  \
+         raw p50  raw p99"
     );
     let mut held = Vec::new();
     for tenth in 0..TENTHS {
         tokio::time::sleep_until((begin + time.mul_f64((tenth + 1) as f64 / 10.0)).into()).await;
         let now = look(&node).await;
-        let mut times = loads.lock().unwrap()[tenth].clone();
+        let Tenth { mut loads, mut raw_reads } = loads.lock().unwrap()[tenth].clone();
         println!(
-            "  {:>5}  {:>8.1}  {:>11}  {:>7}  {:>6}  {:>6}  {:>7}  {:>5}  {:>6}  {:>6}",
+            "  {:>5}  {:>8.1}  {:>11}  {:>7}  {:>6}  {:>6}  {:>7}  {:>5}  {:>6}  {:>6}  {:>7}  {:>7}",
             tenth + 1,
             now.rss as f64 / MIB as f64,
             now.descriptors,
@@ -85,9 +140,11 @@ async fn soak(time: Duration, seed: u64, steady: bool) {
             now.leases,
             now.frames,
             now.evicted,
-            times.len(),
-            percentile(&mut times, 50),
-            percentile(&mut times, 99)
+            loads.len(),
+            percentile(&mut loads, 50),
+            percentile(&mut loads, 99),
+            percentile(&mut raw_reads, 50),
+            percentile(&mut raw_reads, 99)
         );
         held.push(now);
     }
@@ -102,21 +159,31 @@ async fn soak(time: Duration, seed: u64, steady: bool) {
     assert!(last.descriptors <= first.descriptors, "descriptors leak: {first:?}, {last:?}");
     assert!(end.threads <= first.threads + 8, "threads grew: {first:?}, {end:?}");
     assert_eq!((last.leases, last.sessions), (0, 0));
-    let loads = loads.lock().unwrap();
-    let p99 = |tenth: usize| percentile(&mut loads[tenth].clone(), 99) as f64;
-    let drift = 100.0 * (p99(TENTHS - 1) / p99(0) - 1.0);
-    println!("  p99 of loads, last tenth against the first: {drift:+.1} %");
-    assert!(!steady || drift <= DRIFT_PERCENT, "loads have become slower");
+    let tenths = loads.lock().unwrap();
+    let grown = |times: fn(&Tenth) -> &Vec<u64>| {
+        let p99 = |tenth: &Tenth| percentile(&mut times(tenth).clone(), 99) as f64;
+        p99(&tenths[TENTHS - 1]) / p99(&tenths[0]).max(1.0)
+    };
+    let (loads, raw) = (grown(|tenth| &tenth.loads), grown(|tenth| &tenth.raw_reads));
+    let percent = |ratio: f64| 100.0 * (ratio - 1.0);
+    let (plain, against) = (percent(loads), percent(loads / raw));
+    println!(
+        "  p99 of the last tenth against the first: loads {plain:+.1} %, raw reads at the same \
+         moments {:+.1} %, loads against these {against:+.1} %",
+        percent(raw)
+    );
+    // What the raw reads are slower by, the machine is.
+    assert!(!steady || plain.min(against) <= DRIFT_PERCENT, "loads have become slower");
 }
 
 async fn work(
     node: Arc<Node>,
-    loads: Loads,
+    (loads, control): (Loads, Control),
     next: Arc<AtomicU64>,
     mut random: fastrand::Rng,
     (begin, time): (Instant, Duration),
 ) {
-    let mut turn = begin;
+    let (mut turn, control) = (begin, Arc::new(std::sync::Mutex::new(control)));
     while begin.elapsed() < time {
         let shape = random.usize(..SHAPES.len());
         let worker = Worker::new(&node, SHAPES[shape]).await;
@@ -145,8 +212,19 @@ async fn work(
                     let ids = prompt(seed * 2 + shape as u64, BLOCKS);
                     let loaded = worker.try_load(&ids).await.unwrap();
                     if loaded.loaded > 0 {
-                        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap();
-                        loads.lock().unwrap()[((share * 10.0) as usize).min(9)].push(micros);
+                        let took = begun.elapsed();
+                        let read = u64::from(loaded.loaded - loaded.from_host);
+                        let (bytes, control) =
+                            (read * SHAPES[shape].block_bytes(), Arc::clone(&control));
+                        let raw = tokio::task::spawn_blocking(move || {
+                            control.lock().unwrap().read(bytes)
+                        });
+                        let raw = raw.await.unwrap();
+                        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap();
+                        let tenth = ((share * 10.0) as usize).min(9);
+                        let mut tenths = loads.lock().unwrap();
+                        tenths[tenth].loads.push(micros(took));
+                        tenths[tenth].raw_reads.push(micros(raw));
                     }
                 }
             }

@@ -94,6 +94,40 @@ async fn a_superblock_damaged_in_one_copy_is_used_and_in_both_refused() {
     );
 }
 
+#[tokio::test]
+async fn one_of_two_drives_that_is_in_use_or_of_a_newer_format_is_refused_by_name() {
+    let mut node = Node::start(&Setup { drives: 2, ..Setup::default() });
+    node.stop().await;
+    let second = node.drive(1);
+    let check = |expected: &str| {
+        let ran = refrain(["serve", "--config", text(&node.config())]);
+        assert_eq!(ran.error.lines().last(), Some(&*format!("refrain: {expected}")), "{ran:?}");
+    };
+    let lock =
+        rustix::fs::open(second.join("lock"), rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+    let lock = lock.unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    check(&format!(
+        "store directory {} is in use by another process: stop it, or give another directory",
+        second.display()
+    ));
+    drop(lock);
+    let path = second.join("superblock");
+    let mut bytes = fs::read(&path).unwrap();
+    let (pages, _) = bytes.as_chunks_mut::<4096>();
+    for page in pages {
+        page[8..12].copy_from_slice(&2u32.to_le_bytes());
+        let sum = checksum(&page[..4088]);
+        page[4088..].copy_from_slice(&sum.to_le_bytes());
+    }
+    fs::write(&path, &bytes).unwrap();
+    check(&format!(
+        "open store {}: store has format version 2, this build reads up to 1: use a newer one",
+        second.display()
+    ));
+    assert_eq!(fs::read(&path).unwrap(), bytes, "and is left as it is");
+}
+
 #[test]
 fn a_directory_that_cannot_be_written_is_refused() {
     let home = home();

@@ -26,3 +26,16 @@ fn the_copy_engine_is_chosen_from_where_it_stays_fast_enough() {
     check(&[(16, 5.0, 50.0), (64, 42.0, 51.0), (256, 25.0, 51.5)], None);
     check(&[], None);
 }
+
+#[test]
+fn a_save_leaves_the_multiprocessors_alone_though_it_takes_longer() {
+    let trial = |(direction, batched)| Trial { direction, bytes: 16, batched, kernel: 50.0 };
+    let of = |batched: f64| {
+        let trials =
+            [Direction::Load, Direction::Save].map(|direction| trial((direction, batched)));
+        Calibration::from_trials(trials.into(), Duration::ZERO)
+    };
+    let slow = of(15.0);
+    assert!(slow.is_batched(Direction::Save, 16) && !slow.is_batched(Direction::Load, 16));
+    assert!(!of(4.0).is_batched(Direction::Save, 16));
+}

@@ -23,6 +23,8 @@ const PROBE_BLOCKS: u64 = 128;
 const PROBE_DEPTH: u32 = 16;
 /// Below this a drive is hardly faster than computing anew.
 const RATE_WANTED: f64 = 1.0;
+/// What a sidecar says of a drive.
+const SERVICE: &str = "service";
 
 pub(super) fn check(path: &Path) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -57,7 +59,7 @@ pub(super) fn check(path: &Path) -> Vec<Check> {
     if in_use {
         checks.extend(served(path));
         // A drive that hangs would hang whoever looks at it.
-        if checks.iter().any(|check| check.state == super::State::Wrong) {
+        if checks.iter().any(|check| check.name == SERVICE && check.state == super::State::Wrong) {
             return checks;
         }
     }
@@ -139,38 +141,52 @@ fn store(path: &Path) -> (Option<Result<Directory, ()>>, Option<Check>) {
             (Some(Err(())), Some(check))
         }
         Err(error) => {
+            let advice = if matches!(error, DirectoryError::Superblock { .. }) {
+                "use the build that wrote it, or give another directory"
+            } else {
+                "see the kernel's log for the drive, or run as the user of the sidecar"
+            };
             let found = format!("{:#}", anyhow::Error::new(error));
-            let advice = "use the build that wrote it, or give another directory";
             (None, Some(Check::wrong(NAME, found, advice)))
         }
     }
 }
 
-/// What the sidecar that holds the store says of the drive.
-fn served(path: &Path) -> Option<Check> {
-    const NAME: &str = "service";
-    let address = address_in(path, "a sidecar").ok()?;
-    let stats = Admin::connect(&address).and_then(|mut sidecar| sidecar.stats()).ok()?;
-    let path = path.canonicalize().ok()?;
+/// What the sidecar that holds the store says of the drive, and of those that it has to do without.
+fn served(path: &Path) -> Vec<Check> {
+    let Ok(address) = address_in(path, "a sidecar") else { return Vec::new() };
+    let stats = Admin::connect(&address).and_then(|mut sidecar| sidecar.stats());
+    let (Ok(stats), Ok(path)) = (stats, path.canonicalize()) else { return Vec::new() };
     let is_this =
         |drive: &DriveStats| Path::new(&drive.path).canonicalize().is_ok_and(|at| at == path);
-    let drive = stats.drives.into_iter().find(is_this)?;
+    let (this, others): (Vec<_>, Vec<_>) = stats.drives.into_iter().partition(is_this);
+    let others = others.iter().filter(|drive| !drive.withdrawn.is_empty());
+    let mut checks: Vec<_> = others.map(beside).collect();
+    let Some(drive) = this.first() else { return checks };
     let check = if !drive.withdrawn.is_empty() {
         Check::wrong(
-            NAME,
+            SERVICE,
             format!("withdrawn, it {}", drive.withdrawn),
             "see the kernel's log for the drive; it is back as soon as it answers",
         )
     } else if drive.writable {
-        Check::ok(NAME, "reads and writes")
+        Check::ok(SERVICE, "reads and writes")
     } else {
         Check::wrong(
-            NAME,
+            SERVICE,
             "a write or sync failed: it takes no more",
             "see the kernel's log for the drive, then start the sidecar again",
         )
     };
-    Some(check)
+    checks.push(check);
+    checks
+}
+
+/// Another drive of the same sidecar, which is asked for nothing.
+fn beside(drive: &DriveStats) -> Check {
+    let found = format!("{}: withdrawn, it {}", drive.path, drive.withdrawn);
+    let advice = "see the kernel's log for that drive; it is back as soon as it answers";
+    Check::wrong("other drive", found, advice)
 }
 
 /// Whether files can be made here, and read past the page cache.

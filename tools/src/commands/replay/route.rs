@@ -77,7 +77,7 @@ mod tests {
         let (id, other) = other.unwrap();
         assert_eq!(route.node(&request(&[1, 2, 3, 4])), first);
         assert_eq!(route.node(&request(&[id, 7])), other);
-        let from_one = |id| route.node(&request(&[1, 10 * id, 10 * id + 1, 10 * id + 2]));
+        let from_one = |id: u64| route.node(&request(&[1, 10 * id, 10 * id + 1, 10 * id + 2]));
         let mut others: Vec<_> = (10..20).map(from_one).collect();
         others.dedup();
         assert!(others.len() > 1, "a beginning that all share draws nobody");

@@ -34,8 +34,8 @@ struct Live {
     entry: Entry,
 }
 
-struct World {
-    stores: Stores,
+pub(super) struct World {
+    pub(super) stores: Stores,
     /// By block key: also what earlier uses of segments held, as a stale page may bring it back.
     truths: HashMap<([u8; 32], u32), Truth>,
     live: Vec<Live>,
@@ -44,7 +44,7 @@ struct World {
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+pub(super) struct Counts {
     rounds: u64,
     flips: u64,
     swapped: u64,
@@ -58,7 +58,7 @@ struct Counts {
 
 /// What one round did.
 #[derive(Debug, Default)]
-struct Done {
+pub(super) struct Done {
     flips: u64,
     /// Also pages in a wrong place, or not written at all.
     pages: bool,
@@ -92,7 +92,7 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut stores = super::small::make();
         for image in &mut stores.history {
             image.files.retain(|name, _| {
@@ -167,7 +167,12 @@ impl World {
         counts
     }
 
-    fn damage(&self, path: &Path, random: &mut fastrand::Rng, counts: &mut Counts) -> Done {
+    pub(super) fn damage(
+        &self,
+        path: &Path,
+        random: &mut fastrand::Rng,
+        counts: &mut Counts,
+    ) -> Done {
         let mut done = Done::default();
         let any = |random: &mut fastrand::Rng| {
             if random.bool() {
@@ -256,7 +261,7 @@ impl World {
     }
 
     /// Every block that a start from the disk finds and can read; asserts that each is what it was.
-    fn read(&self, path: &Path) -> BTreeSet<Key> {
+    pub(super) fn read(&self, path: &Path) -> BTreeSet<Key> {
         let opening = Opening::open_read_only(path).unwrap();
         let mut found = BTreeSet::new();
         for &SegmentHead { id, .. } in opening.segments() {
@@ -310,7 +315,7 @@ impl Done {
     }
 }
 
-type Key = ([u8; 32], u32);
+pub(super) type Key = ([u8; 32], u32);
 
 fn key(live: &Live) -> Key {
     (live.entry.sequence_hash, live.entry.shard)
