@@ -9,7 +9,7 @@ use crate::config::{Config, DirectoryFileError};
 use crate::events::Kind;
 use crate::node::Node;
 use crate::place::Group;
-use life::{LifeError, Lives};
+use life::Lives;
 use refrain_index::chain::BlockKey;
 use refrain_index::directory::{Directory, DirectoryError, Holdings, Life, Membership};
 use refrain_store::geometry::RecordAddress;
@@ -42,8 +42,6 @@ pub enum FleetError {
     File(#[from] DirectoryFileError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    #[error(transparent)]
-    Life(#[from] LifeError),
 }
 
 /// A node's part in its fleet.
@@ -61,9 +59,10 @@ impl Node {
     ) -> Result<(), FleetError> {
         let Some(config) = &config.directory else { return Ok(()) };
         let directory = Directory::connect(config.settings()?)?;
-        let lives = Lives::read(self.disks.iter().map(|disk| (disk.drive.path(), disk.store_id)))?;
-        let life = lives.life(config.node_id());
-        let held = Held { node: Arc::downgrade(self), stores: lives.stores() };
+        let disks = self.disks.iter().map(|disk| (disk.drive.path(), disk.store_id));
+        let lives = Lives::read(disks, self.disks.missing().count());
+        let (life, stores) = lives.life(config.node_id());
+        let held = Held { node: Arc::downgrade(self), stores };
         let address = config.address.clone();
         let membership =
             Membership::new(directory, address, config.bucket_bits, life, Arc::new(held));

@@ -7,8 +7,7 @@ use crate::private_file;
 use refrain_index::directory::{GROUPS, Life, NodeId};
 use refrain_store::format::checksum;
 use std::io;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
+use std::path::Path;
 use tracing::{info, warn};
 
 /// Its name within a store directory.
@@ -16,65 +15,57 @@ const LIFE_FILE: &str = "fleet";
 const MAGIC: [u8; 8] = *b"REFRAINF";
 type StoreId = [u8; 16];
 
-/// Why it is not known who a node is.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum LifeError {
-    #[error("read {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
-}
-
 /// What the drives of a node say.
 #[derive(Debug)]
 pub(super) struct Lives {
     stores: Vec<StoreId>,
+    /// Drives that are not there, and may come back.
+    missing: usize,
     found: Vec<(Life, Vec<StoreId>)>,
 }
 
 impl Lives {
     pub(super) fn read<'a>(
         drives: impl Iterator<Item = (&'a Path, StoreId)>,
-    ) -> Result<Self, LifeError> {
-        let mut lives = Self { stores: Vec::new(), found: Vec::new() };
+        missing: usize,
+    ) -> Self {
+        let mut lives = Self { stores: Vec::new(), missing, found: Vec::new() };
         for (directory, store) in drives {
             lives.stores.push(store);
             let path = directory.join(LIFE_FILE);
-            match std::fs::read(&path) {
-                Ok(bytes) => {
-                    let found = decode(&bytes);
-                    if found.is_none() {
-                        // As good as a lost disk: what was published does not count any more.
-                        warn!(path = %path.display(), "damaged: the node begins another epoch");
-                    }
-                    lives.found.extend(found);
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(LifeError::Read { path, source }),
+            let found = match std::fs::read(&path) {
+                Ok(bytes) => decode(&bytes),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => None,
+            };
+            if found.is_none() {
+                // As good as a lost disk, unless another drive tells it.
+                warn!(path = %path.display(), "not readable: this node may begin another epoch");
             }
+            lives.found.extend(found);
         }
-        Ok(lives)
+        lives
     }
 
-    pub(super) fn stores(&self) -> Vec<StoreId> {
-        self.stores.clone()
-    }
-
-    /// The life that goes on as `node`, or begins.
-    pub(super) fn life(&self, node: NodeId) -> Life {
+    /// The life that goes on as `node`, or begins; and the stores that it is of.
+    pub(super) fn life(&self, node: NodeId) -> (Life, Vec<StoreId>) {
+        let mut stores = self.stores.clone();
         let of_node = self.found.iter().filter(|(life, _)| life.node == node);
         // A crash may leave an earlier one on some drives.
-        let Some((life, stores)) = of_node.max_by_key(|(life, _)| life.epoch) else {
-            return Life::begin(node);
+        let Some((life, known)) = of_node.max_by_key(|(life, _)| life.epoch) else {
+            return (Life::begin(node), stores);
         };
-        if stores.iter().all(|store| self.stores.contains(store)) {
-            return life.clone();
+        let away: Vec<_> = known.iter().filter(|store| !stores.contains(store)).copied().collect();
+        if away.len() <= self.missing {
+            stores.extend(away);
+            return (life.clone(), stores);
         }
         info!(
             node = node.0,
             epoch = life.epoch,
             "a disk was lost: what this node published is void"
         );
-        life.renewed().unwrap_or_else(|| Life::begin(node))
+        (life.renewed().unwrap_or_else(|| Life::begin(node)), stores)
     }
 }
 
@@ -143,7 +134,7 @@ mod tests {
 
         fn life(&self, node: NodeId) -> Life {
             let drives = self.0.iter().map(|(directory, store)| (directory.path(), *store));
-            Lives::read(drives).unwrap().life(node)
+            Lives::read(drives, 0).life(node).0
         }
 
         fn write(&self, life: &Life) {
@@ -186,6 +177,22 @@ mod tests {
         disks.write(&last);
         disks.0[0].1 = [99; 16];
         assert_ne!(disks.life(NODE).identity, last.identity, "no epoch comes again");
+    }
+
+    #[test]
+    fn a_drive_that_is_missing_is_not_lost_and_is_still_known_when_it_is_back() {
+        let (mut disks, life) = (Disks::new(2), some_life());
+        disks.write(&life);
+        let away = disks.0.pop().unwrap();
+        let drives = || disks.0.iter().map(|(directory, store)| (directory.path(), *store));
+        let (found, stores) = Lives::read(drives(), 1).life(NODE);
+        assert_eq!((found, &stores[..]), (life.clone(), &[[0; 16], away.1][..]));
+        write(drives().map(|(path, _)| path), &life, &stores).unwrap();
+        disks.0.push((TempDir::new().unwrap(), [99; 16]));
+        assert_eq!(Some(disks.life(NODE)), life.renewed(), "another disk in its place");
+        disks.0.pop();
+        disks.0.push(away);
+        assert_eq!(disks.life(NODE), life);
     }
 
     #[test]

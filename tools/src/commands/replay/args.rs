@@ -143,7 +143,7 @@ pub struct Args {
 pub(super) enum RouteBy {
     /// Any node, by chance
     Random,
-    /// The node that served the longest prefix of it last
+    /// The node that served half of it or more last, or else any
     Affinity,
 }
 
