@@ -12,8 +12,10 @@ MINUTES ?= 60
 
 VLLM_VENV ?= python/.venv-vllm
 SGLANG_VENV ?= python/.venv-sglang
+# `all` for what takes too long for every change.
+VLLM_TESTS ?= quick
 
-.PHONY: demo test handshakes simulate soak python sglang bench-smoke setup
+.PHONY: demo test handshakes simulate soak python vllm sglang bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -42,7 +44,13 @@ python: setup $(VENV)/installed ## build the wheel of the Python package, instal
 	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
 	"$(BIN)/mypy" --strict --no-error-summary --config-file python/pyproject.toml \
 		--exclude 'torch\.py|/(sglang|vllm)/' python/python/refrain_kv
-	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest" --ignore tests/in_vllm
+
+vllm: setup ## install a real vLLM for the CPU, put the newest wheel (`make python`) into it, run engines with and without Refrain
+	.ci/vllm "$(VLLM_VENV)"
+	"$(abspath $(VLLM_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" VLLM_TESTS=$(VLLM_TESTS) \
+		"$(abspath $(VLLM_VENV))/bin/pytest" tests/in_vllm
 
 sglang: setup ## install SGLang and vLLM for the CPU, put the newest wheel (`make python`) into them, run what they load
 	.ci/sglang "$(SGLANG_VENV)" "$(VLLM_VENV)"

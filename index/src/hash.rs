@@ -15,6 +15,8 @@ const TOKENS_AT_ONCE: usize = 128;
 
 const CONTEXT: &str = "refrain.v1 2026-11 tenant key";
 
+const PROOF_CONTEXT: &str = "refrain.v1 2026-11 proof of the secret";
+
 /// Names a prefix: all the tokens of a block and of every block before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceHash(pub [u8; 32]);
@@ -151,6 +153,12 @@ fn through_words(mut bytes: [u8; 32], work: impl FnOnce(&mut [u64; 4])) -> [u8; 
         *piece = word.to_le_bytes();
     }
     bytes
+}
+
+/// What only a holder of `secret` can answer a nonce with; it tells nothing of the secret.
+pub fn prove(secret: &[u8; 32], nonce: &[u8; 32]) -> [u8; 32] {
+    let key = blake3::derive_key(PROOF_CONTEXT, secret);
+    *blake3::keyed_hash(&key, nonce).as_bytes()
 }
 
 #[cfg(test)]

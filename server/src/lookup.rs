@@ -1,9 +1,11 @@
 //! Registrations and lookups: from a prompt to its longest resident prefix, leased.
 
 use crate::leases::{Lease, LeaseId};
+use crate::metrics::Source;
 use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
+use crate::peers::Remote;
 use crate::place::BlockPlace;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
@@ -59,21 +61,14 @@ pub struct Registered {
 pub struct Match {
     pub lease: LeaseId,
     pub prompt_blocks: u32,
-    /// From the first one on.
-    pub matched_blocks: u32,
-    /// Of the matched blocks, in order; of separate names, of all.
-    pub standing: Vec<Residence>,
+    /// Of the matched blocks, in order: where each is.
+    pub tiers: Vec<Source>,
+    /// Of separate names, where those behind them are; `None` where they are not resident.
+    pub beyond: Vec<Option<Source>>,
     pub expected_load: Duration,
+    /// Of the blocks of peers alone.
+    pub expected_peer: Duration,
     pub lease_time: Duration,
-}
-
-/// Where a block is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Residence {
-    /// On SSD, and in the host tier.
-    Host,
-    Ssd,
-    Absent,
 }
 
 /// A prompt, as it is named.
@@ -111,7 +106,9 @@ impl Node {
         }
         self.check_room(layout.stored_length())?;
         let mut state = self.state();
-        if session.is_some_and(|session| !state.sessions.contains_key(&session)) {
+        let is_known =
+            |session| state.sessions.contains_key(&session) || state.links.contains(&session);
+        if session.is_some_and(|session| !is_known(session)) {
             return Err(RegisterError::Session);
         }
         if state.registrations.len() >= REGISTRATIONS_MAX {
@@ -152,19 +149,43 @@ impl Node {
         let begin = self.clock.now();
         let are_told = tells_names(prompt);
         let names = names(registration, prompt);
+        if are_told {
+            self.state().tell_engine_names(registration);
+        }
+        let found = self.lookup_names(registration, names, lease_time);
+        let beyond = found.beyond.iter().flatten().count();
+        let (prompt_blocks, matched) =
+            (found.prompt_blocks.into(), count(found.tiers.len() + beyond).into());
+        self.metrics.looked_up(prompt_blocks, matched, self.clock.now() - begin);
+        found
+    }
+
+    /// As `lookup`, of blocks by their names.
+    pub(crate) fn lookup_names(
+        &self,
+        registration: &Arc<Registration>,
+        names: Names,
+        lease_time: Option<Duration>,
+    ) -> Match {
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
         let tick = self.clock.tick();
         let mut state = self.state();
-        if are_told {
-            state.tell_engine_names(registration);
-        }
-        let (places, standing) = self.match_names(&mut state, registration.shard, &names, tick);
-        let in_host: Vec<_> =
-            standing.iter().take(places.len()).map(|at| *at == Residence::Host).collect();
-        let expected_load = self.expected_load(&state, &places, &in_host);
-        let (prompt_blocks, matched_blocks) = (count(names.len()), count(places.len()));
+        let (places, mut tiers, beyond) =
+            self.match_names(&mut state, registration.shard, &names, tick);
+        let guests = if names.are_separate() {
+            // What only memory holds is behind what is on drives: of a chain.
+            Vec::new()
+        } else {
+            state.host.run(registration.shard, &names[places.len()..])
+        };
+        tiers.extend(guests.iter().map(|_| Source::Host));
+        let stored = registration.layout.stored_length();
+        let expected_load = self.expected_load(&state, (&places, &tiers), stored);
+        let prompt_blocks = count(names.len());
         let deadline = self.clock.now() + lease_time;
-        let lease = Lease::new(Arc::clone(registration), names, places, (deadline, expected_load));
+        let resident = (places, guests);
+        let lease =
+            Lease::new(Arc::clone(registration), names, resident, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
         let lease = state.leases.add(lease);
@@ -172,62 +193,86 @@ impl Node {
         if is_first {
             self.leases_changed.notify_one();
         }
-        let matched = standing.iter().filter(|at| **at != Residence::Absent).count();
-        self.metrics.looked_up(
-            u64::from(prompt_blocks),
-            u64::from(count(matched)),
-            self.clock.now() - begin,
-        );
-        Match { lease, prompt_blocks, matched_blocks, standing, expected_load, lease_time }
+        let expected_peer = Duration::ZERO;
+        Match { lease, prompt_blocks, tiers, beyond, expected_load, expected_peer, lease_time }
     }
 
-    /// Where the longest run of resident blocks lies, and how each block stands that was asked for.
+    /// Where the longest run of resident blocks lies, and of separate names where the others do.
     fn match_names(
         &self,
         state: &mut State,
         shard: u32,
         names: &Names,
         tick: u32,
-    ) -> (Vec<BlockPlace>, Vec<Residence>) {
+    ) -> (Vec<BlockPlace>, Vec<Source>, Vec<Option<Source>>) {
         let withdrawn = self.withdrawn();
         let mut places = if names.are_separate() {
             state.chain.match_each(shard, names, tick)
         } else {
             state.chain.match_prefix(shard, names, tick).into_iter().map(Some).collect()
         };
-        let standing = |(place, &sequence): (&Option<BlockPlace>, _)| {
-            let is_in_host = state.host.contains(BlockKey { sequence, shard });
-            match place {
-                Some(_) if is_in_host => Residence::Host,
-                Some(place) if !withdrawn.holds(place) => Residence::Ssd,
-                _ => Residence::Absent,
+        let tier = |(place, &sequence): (&Option<BlockPlace>, _)| {
+            let place = place.as_ref()?;
+            if state.host.contains(BlockKey { sequence, shard }) {
+                return Some(Source::Host);
             }
+            (!withdrawn.holds(place)).then_some(Source::Ssd)
         };
-        let mut standing: Vec<_> = places.iter().zip(names.iter()).map(standing).collect();
-        let reach = standing.iter().take_while(|at| **at != Residence::Absent).count();
+        let mut beyond: Vec<_> = places.iter().zip(names.iter()).map(tier).collect();
+        let reach = beyond.iter().take_while(|at| at.is_some()).count();
+        let tiers = beyond.drain(..reach).flatten().collect();
         if !names.are_separate() {
-            standing.truncate(reach);
+            beyond.clear();
         }
         places.truncate(reach);
-        (places.into_iter().flatten().collect(), standing)
+        (places.into_iter().flatten().collect(), tiers, beyond)
     }
 
-    /// Of all matched blocks, as the drives stand now.
-    fn expected_load(&self, state: &State, places: &[BlockPlace], in_host: &[bool]) -> Duration {
-        if places.is_empty() {
+    /// Blocks behind those that matched, which a peer has promised. Without effect where the lease has
+    /// ended; the promise is then given back.
+    pub(crate) fn extend(&self, found: &mut Match, remote: Arc<Remote>) {
+        let mut state = self.state();
+        let Some(lease) = state.leases.get_mut(found.lease) else { return };
+        let behind = usize::try_from(remote.blocks).expect("32 bits fit");
+        found.expected_peer = remote.expected;
+        // Drives and peers work side by side.
+        found.expected_load = found.expected_load.max(remote.expected);
+        found.tiers.extend(std::iter::repeat_n(Source::Peer, behind));
+        lease.loaded.extend(std::iter::repeat_n(None, behind));
+        lease.expected_load = found.expected_load;
+        lease.remote = Some(remote);
+        self.metrics.matched_blocks.inc_by(u64::try_from(behind).expect("usize fits"));
+    }
+
+    /// Of all matched blocks, which take `stored` bytes each, as the drives stand now.
+    fn expected_load(
+        &self,
+        state: &State,
+        (places, tiers): (&[BlockPlace], &[Source]),
+        stored: u64,
+    ) -> Duration {
+        if tiers.is_empty() {
             return Duration::ZERO;
         }
-        let of = |in_host_tier: bool| {
-            let both = places.iter().zip(in_host);
-            both.filter_map(move |(place, host)| (*host == in_host_tier).then_some(place))
-        };
-        state.forecast.expected(self.work(of(true), of(false)))
+        let on_ssd = places.iter().zip(tiers).filter(|(_, tier)| **tier == Source::Ssd);
+        let in_host = tiers.iter().filter(|tier| **tier == Source::Host);
+        let work = self.work(in_host.map(|_| stored), on_ssd.map(|(place, _)| place));
+        state.forecast.expected(work)
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.
     pub fn renew(&self, lease: LeaseId, time: Option<Duration>) -> Option<Duration> {
         let time = time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
-        self.state().leases.renew(lease, self.clock.now() + time).then_some(time)
+        let mut state = self.state();
+        if !state.leases.renew(lease, self.clock.now() + time) {
+            return None;
+        }
+        let remote = state.leases.get_mut(lease).and_then(|lease| lease.remote.clone());
+        drop(state);
+        if let Some(remote) = remote {
+            remote.renew(time);
+        }
+        Some(time)
     }
 
     /// Ends a lease; whether it held until now. `load_time` is what a load of all that matched took

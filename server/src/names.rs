@@ -18,6 +18,15 @@ impl Names {
         Self { hashes: hashes.into(), separate }
     }
 
+    /// Of a chain.
+    pub(crate) fn chained(hashes: Arc<[SequenceHash]>) -> Self {
+        Self { hashes, separate: false }
+    }
+
+    pub(crate) fn hashes(&self) -> &Arc<[SequenceHash]> {
+        &self.hashes
+    }
+
     pub(crate) fn are_separate(&self) -> bool {
         self.separate
     }
