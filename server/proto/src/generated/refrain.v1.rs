@@ -472,6 +472,113 @@ pub struct StatsResponse {
     pub drives: ::prost::alloc::vec::Vec<DriveStats>,
     #[prost(uint64, tag = "24")]
     pub pins: u64,
+    /// Absent where this node is in no fleet.
+    #[prost(message, optional, tag = "40")]
+    pub directory: ::core::option::Option<DirectoryStats>,
+}
+/// A node's part in its fleet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectoryStats {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// Whether a server of the directory answers.
+    #[prost(bool, tag = "3")]
+    pub reached: bool,
+    /// Whether other nodes find this one's blocks.
+    #[prost(bool, tag = "4")]
+    pub joined: bool,
+    #[prost(uint32, tag = "5")]
+    pub live_nodes: u32,
+    /// Own entries still to be written.
+    #[prost(uint64, tag = "6")]
+    pub pending: u64,
+    #[prost(uint64, tag = "7")]
+    pub published: u64,
+    #[prost(uint64, tag = "8")]
+    pub unpublished: u64,
+    #[prost(uint64, tag = "9")]
+    pub locates: u64,
+    #[prost(uint64, tag = "10")]
+    pub probes: u64,
+    #[prost(uint64, tag = "11")]
+    pub unknown_probes: u64,
+    #[prost(uint64, tag = "12")]
+    pub audited: u64,
+    #[prost(uint64, tag = "13")]
+    pub audited_missing: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodesRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInfo {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// `live`, `draining` or `away`: what an away node holds sleeps until it is back.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// How long its epoch has lasted.
+    #[prost(uint64, tag = "5")]
+    pub epoch_age_ms: u64,
+    /// Whether it is the node that answers.
+    #[prost(bool, tag = "6")]
+    pub here: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodesResponse {
+    /// Whether the directory answers now; otherwise this is what it said last.
+    #[prost(bool, tag = "1")]
+    pub reached: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhereRequest {
+    #[prost(oneof = "where_request::Subject", tags = "1, 2")]
+    pub subject: ::core::option::Option<where_request::Subject>,
+}
+/// Nested message and enum types in `WhereRequest`.
+pub mod where_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Subject {
+        #[prost(message, tag = "1")]
+        Prompt(super::PromptName),
+        /// Blocks in the order of their prompt; the namespace is not asked for.
+        #[prost(message, tag = "2")]
+        Blocks(super::BlockNames),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhereRun {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "5")]
+    pub blocks: u32,
+    /// Whether it is the node that answers.
+    #[prost(bool, tag = "6")]
+    pub here: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhereResponse {
+    #[prost(uint32, tag = "1")]
+    pub prompt_blocks: u32,
+    /// Those that begin first before others; runs of several nodes overlap.
+    #[prost(message, repeated, tag = "2")]
+    pub runs: ::prost::alloc::vec::Vec<WhereRun>,
+    /// Blocks that nobody could answer for.
+    #[prost(uint32, tag = "3")]
+    pub unknown_blocks: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
@@ -2382,6 +2489,44 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "SetEpoch"));
             self.inner.unary(req, path, codec).await
         }
+        /// The fleet, as the directory's registry says. Refused where this node is in none.
+        pub async fn nodes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodesRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodesResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Nodes");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Nodes"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
+        pub async fn r#where(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhereRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhereResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Where");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Where"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         pub async fn drain(
             &mut self,
@@ -2478,6 +2623,16 @@ pub mod admin_server {
             tonic::Response<super::SetEpochResponse>,
             tonic::Status,
         >;
+        /// The fleet, as the directory's registry says. Refused where this node is in none.
+        async fn nodes(
+            &self,
+            request: tonic::Request<super::NodesRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodesResponse>, tonic::Status>;
+        /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
+        async fn r#where(
+            &self,
+            request: tonic::Request<super::WhereRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhereResponse>, tonic::Status>;
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         async fn drain(
             &self,
@@ -2984,6 +3139,92 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetEpochSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Nodes" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodesSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodesRequest>
+                    for NodesSvc<T> {
+                        type Response = super::NodesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::nodes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Where" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhereSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::WhereRequest>
+                    for WhereSvc<T> {
+                        type Response = super::WhereResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhereRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::r#where(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhereSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
