@@ -10,7 +10,11 @@ BIN := $(abspath $(VENV))/bin
 
 MINUTES ?= 60
 
-.PHONY: demo test handshakes simulate soak python bench-smoke setup
+VLLM_VENV ?= python/.venv-vllm
+# `all` for what takes too long for every change.
+VLLM_TESTS ?= quick
+
+.PHONY: demo test handshakes simulate soak python vllm bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -37,8 +41,14 @@ python: setup $(VENV)/installed ## build the wheel of the Python package, instal
 	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
 	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
-	"$(BIN)/mypy" --strict --no-error-summary --exclude torch.py python/python/refrain_kv
-	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest"
+	"$(BIN)/mypy" --strict --no-error-summary --exclude 'torch.py|/vllm/' python/python/refrain_kv
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest" --ignore tests/in_vllm
+
+vllm: setup ## install a real vLLM for the CPU, put the newest wheel (`make python`) into it, run engines with and without Refrain
+	.ci/vllm "$(VLLM_VENV)"
+	"$(abspath $(VLLM_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" VLLM_TESTS=$(VLLM_TESTS) \
+		"$(abspath $(VLLM_VENV))/bin/pytest" tests/in_vllm
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt

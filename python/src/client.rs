@@ -51,13 +51,14 @@ impl Client {
     }
 
     /// Names what this worker caches, to the sidecar that is there or to the one that comes.
-    #[pyo3(signature = (namespace, *, shard, block_bytes=None))]
+    #[pyo3(signature = (namespace, *, shard, block_bytes=None, check=true))]
     fn register(
         &self,
         py: Python<'_>,
         namespace: &Namespace,
         shard: u32,
         block_bytes: Option<u64>,
+        check: bool,
     ) -> PyResult<Registration> {
         let (client, namespace) = (self.0.get()?, namespace.0.clone());
         let taken_for = namespace.layer_bytes.saturating_mul(namespace.layers.into());
@@ -65,6 +66,9 @@ impl Client {
         let block_tokens = namespace.block_tokens;
         let registering = async move {
             let registration = client.registration(namespace, shard, block_bytes);
+            if !check {
+                return Ok(registration);
+            }
             match registration.layout().await {
                 // What may be otherwise later is the concern of later calls.
                 Err(error) if !error.retry() => Err(error),

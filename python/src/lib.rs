@@ -14,6 +14,7 @@ mod error;
 mod fork;
 mod load;
 mod lookup;
+mod named;
 mod namespace;
 mod numbers;
 mod pending;

@@ -1,6 +1,9 @@
 //! What a worker caches, and the prompts that it looks up.
 
+use crate::answers::{Loaded, Saved};
+use crate::cache::KvCache;
 use crate::lookup::{Found, Lookup};
+use crate::named::Named;
 use crate::numbers;
 use crate::pending::Pending;
 use crate::session::{Held, Session};
@@ -117,6 +120,40 @@ impl Registration {
     ) -> PyResult<Pending> {
         let task = self.looking_up(Asked::Hashes(hashes), deadline)?;
         Ok(Pending::new(self.held.session(), task, Lookup::build))
+    }
+
+    /// Loads blocks by an engine's names into pages, as far as they are there in time.
+    #[pyo3(signature = (hashes, cache, pages, *, first=0, deadline, after=None))]
+    fn begin_load_hashes(
+        &self,
+        hashes: Vec<Vec<u8>>,
+        cache: &KvCache,
+        pages: &Bound<'_, PyAny>,
+        first: u32,
+        deadline: f64,
+        after: Option<u64>,
+    ) -> PyResult<Pending> {
+        let named = Named::new(hashes, cache, pages, first, deadline, after)?;
+        let registration = self.held.get()?;
+        let loading = async move { named.load(&registration).await };
+        Ok(Pending::new(self.held.session(), self.held.session().spawn(loading)?, Loaded::build))
+    }
+
+    /// Saves them, and tries again while the sidecar is busy, until the deadline.
+    #[pyo3(signature = (hashes, cache, pages, *, first=0, deadline, after=None))]
+    fn begin_save_hashes(
+        &self,
+        hashes: Vec<Vec<u8>>,
+        cache: &KvCache,
+        pages: &Bound<'_, PyAny>,
+        first: u32,
+        deadline: f64,
+        after: Option<u64>,
+    ) -> PyResult<Pending> {
+        let named = Named::new(hashes, cache, pages, first, deadline, after)?;
+        let registration = self.held.get()?;
+        let saving = async move { named.save(&registration).await };
+        Ok(Pending::new(self.held.session(), self.held.session().spawn(saving)?, Saved::build))
     }
 
     /// Layers that are announced, and can be waited for, together.

@@ -96,10 +96,15 @@ class Client(_Closes):
     def connected(self) -> bool:
         """Whether there is a session with it, as far as is known. Does not wait."""
     def register(
-        self, namespace: Namespace, *, shard: int, block_bytes: int | None = None
+        self,
+        namespace: Namespace,
+        *,
+        shard: int,
+        block_bytes: int | None = None,
+        check: bool = True,
     ) -> Registration:
         """With the sidecar that is there, or else with the one that comes. What the sidecar minds
-        is raised now or, if it was absent, by look-ups."""
+        is raised now or, if it was absent or without `check`, by look-ups."""
     @property
     def closed(self) -> bool: ...
     def close(self) -> None:
@@ -122,6 +127,31 @@ class Registration(_Closes):
     def begin_lookup_hashes(
         self, hashes: Sequence[bytes], *, deadline: float | None = None
     ) -> Pending[Lookup]: ...
+    def begin_load_hashes(
+        self,
+        hashes: Sequence[bytes],
+        cache: KvCache,
+        pages: _Integers,
+        *,
+        first: int = 0,
+        deadline: float,
+        after: int | None = None,
+    ) -> Pending[Loaded]:
+        """Look-up, load and release in one: `pages` are of block `first` and those behind it. What
+        is not there by the deadline, for whatever reason, is a miss."""
+    def begin_save_hashes(
+        self,
+        hashes: Sequence[bytes],
+        cache: KvCache,
+        pages: _Integers,
+        *,
+        first: int = 0,
+        deadline: float,
+        after: int | None = None,
+    ) -> Pending[Saved]:
+        """Look-up and save in one, tried again until the deadline while the sidecar is busy or the
+        blocks before `first` are not there yet. The pages must keep their bytes until it is over,
+        and are not read any more when it is."""
     @property
     def layers_per_stripe(self) -> int:
         """Layers that arrive together. Raises `AbsentError` until a sidecar has said it."""

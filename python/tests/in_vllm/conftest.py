@@ -1,0 +1,61 @@
+"""Engines, and tiny models for them. Sidecars are those of the tests above."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from engines import Engine
+
+HERE = Path(__file__).parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target"))
+
+collect_ignore_glob = ["test_*.py"] if find_spec("vllm") is None else []
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    folder = TARGET / "tmp" / "models"
+    if not (folder / "complete").exists():
+        subprocess.run([sys.executable, HERE / "models.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def homes():
+    """Short paths, for sockets."""
+    made = []
+
+    def make() -> Path:
+        (TARGET / "tmp").mkdir(parents=True, exist_ok=True)
+        made.append(tempfile.TemporaryDirectory(prefix="v", dir=TARGET / "tmp"))
+        return Path(made[-1].name)
+
+    yield make
+    for home in made:
+        home.cleanup()
+
+
+@pytest.fixture(scope="session")
+def engines(homes):
+    """Makes engines' processes."""
+    made = []
+
+    def make(processes: bool = False) -> Engine:
+        made.append(Engine(homes(), processes))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.end()
+
+
+@pytest.fixture(scope="session")
+def engine(engines) -> Engine:
+    """One that is used by one test after the other."""
+    return engines()

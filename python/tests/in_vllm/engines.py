@@ -1,0 +1,159 @@
+"""An engine of a real vLLM on the CPU, in a process of its own, and what to ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+#: Far longer than any step takes that does not hang.
+PATIENCE = 300.0
+#: Tokens of a block on the CPU; latent attention has its own.
+BLOCK = 32
+#: Smaller than a prompt, so that it is computed in pieces.
+CHUNK = 256
+
+
+class EngineFailed(Exception):
+    """What went wrong in the engine's process."""
+
+
+class Engine:
+    """A process in which engines are opened one after the other."""
+
+    def __init__(self, home: Path, processes: bool) -> None:
+        self._log = home / "engine.log"
+        reading, writing = os.pipe()
+        self._environment = {
+            **os.environ,
+            "REPLIES": str(writing),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
+            "VLLM_RPC_BASE_PATH": str(home),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            # The kernels as they are, without a compiler, and in the same order of sums each time.
+            "TORCHDYNAMO_DISABLE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._environment.pop("REFRAIN_ADDRESS", None)
+        with open(self._log, "ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, HERE / "host.py"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writing],
+                env=self._environment,
+                text=True,
+            )
+        os.close(writing)
+        self.is_open = False
+        self._replies = os.fdopen(reading)
+        self._reply()
+
+    def _reply(self, patience: float = PATIENCE) -> Any:
+        ready, _, _ = select.select([self._replies], [], [], patience)
+        line = self._replies.readline() if ready else ""
+        if not line:
+            raise EngineFailed(f"no answer: {self.said()[-3000:]}")
+        reply = json.loads(line)
+        if "error" in reply:
+            self.is_open = False
+            raise EngineFailed(reply["error"])
+        return reply["answer"]
+
+    def begin(self, what: str, **options: Any) -> None:
+        self._child.stdin.write(json.dumps([what, options]) + "\n")
+        self._child.stdin.flush()
+
+    def result(self) -> Any:
+        return self._reply()
+
+    def ask(self, what: str, **options: Any) -> Any:
+        self.begin(what, **options)
+        return self._reply()
+
+    def open(self, model: Path, sidecar: str | None = None, **options: Any) -> Any:
+        extra = options.pop("extra", {})
+        if model.name == "mla":
+            # The CPU's own rotary kernel computes something else for a latent.
+            options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+        else:
+            options.setdefault("block_size", BLOCK)
+        if sidecar is not None:
+            options["kv_transfer_config"] = {
+                "kv_connector": "RefrainConnector",
+                "kv_connector_module_path": "refrain_kv.vllm",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": {"address": sidecar, **extra},
+            }
+        options = {
+            "model": str(model),
+            "dtype": "float32",
+            "kv_cache_memory_bytes": 64 << 20,
+            "max_num_batched_tokens": CHUNK,
+            **options,
+        }
+        if self.is_open:
+            self.close()
+        answer = self.ask("open", **options)
+        self.is_open = True
+        return answer
+
+    def generate(self, prompts: list[list[int]], **options: Any) -> Any:
+        return self.ask("generate", prompts=prompts, **options)
+
+    def close(self) -> None:
+        """Whatever became of the test."""
+        if self.is_open:
+            self.is_open = False
+            self.ask("close")
+
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> None:
+        self._child.stdin.close()
+        try:
+            self._child.wait(30)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._replies.close()
+
+
+def prompts(seed: int, *lengths: int, shared: int = 0) -> list[list[int]]:
+    """Token ids; the first `shared` ones are those of all."""
+    numbers = random.Random(seed)
+    prefix = [numbers.randrange(3, 2000) for _ in range(shared)]
+    return [
+        (prefix + [numbers.randrange(3, 2000) for _ in range(length)])[:length]
+        for length in lengths
+    ]
+
+
+def same(one: Any, other: Any, model: str = "llama") -> bool:
+    """The same tokens and, digit for digit, the same log-probabilities. Those of the latent model
+    hang on where its memory lies, and its prompts are computed in one piece only: they are near."""
+    if model == "mla":
+        numbers = [
+            [float(it) for answer in side["logprobs"] for it in answer] for side in (one, other)
+        ]
+        near = all(abs(a - b) < 1e-4 for a, b in zip(*numbers, strict=True))
+        return one["tokens"] == other["tokens"] and near
+    return (one["tokens"], one["logprobs"]) == (other["tokens"], other["logprobs"])
+
+
+def until(holds, patience: float = 30.0) -> None:
+    end = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

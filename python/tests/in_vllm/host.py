@@ -1,0 +1,137 @@
+"""A process that has imported vLLM, and does what it is told in lines of JSON.
+
+It is told on standard input and answers on the descriptor REPLIES, since vLLM writes to standard
+output. One engine at a time; prompts are token ids, and the greedy choice is what comes out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+
+
+class Host:
+    def __init__(self) -> None:
+        self.llm: LLM | None = None
+
+    def open(self, **options) -> dict:
+        common = {
+            "skip_tokenizer_init": True,
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            "disable_log_stats": False,
+            "seed": 0,
+        }
+        self.llm = LLM(**{**common, **options})
+        config = self.llm.llm_engine.vllm_config
+        policy = config.kv_transfer_config and config.kv_transfer_config.kv_load_failure_policy
+        return {"block": config.cache_config.block_size, "policy": policy}
+
+    def generate(self, prompts, tokens=8, salts=None, adapter=None, together=False, drain=True):
+        sampling = SamplingParams(
+            temperature=0, max_tokens=tokens, detokenize=False, ignore_eos=True, logprobs=0
+        )
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        for prompt, salt in zip(asked, salts or [], strict=False):
+            prompt["cache_salt"] = salt
+        lora = LoRARequest("adapter", 1, adapter) if adapter else None
+        begun = time.monotonic()
+        outputs = []
+        for batch in [asked] if together else [[it] for it in asked]:
+            outputs += self.llm.generate(batch, sampling, use_tqdm=False, lora_request=lora)
+        seconds = time.monotonic() - begun
+        if drain:
+            self.drain()
+        return {
+            "seconds": seconds,
+            "tokens": [list(it.outputs[0].token_ids) for it in outputs],
+            # All digits of them.
+            "logprobs": [
+                [repr(next(iter(place.values())).logprob) for place in it.outputs[0].logprobs]
+                for it in outputs
+            ],
+            "reasons": [it.outputs[0].finish_reason for it in outputs],
+            "cached": [it.num_cached_tokens for it in outputs],
+        }
+
+    def scheduler(self):
+        """Of an engine in this process."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        return getattr(core, "scheduler", None)
+
+    def drain(self) -> None:
+        """Saves go on while the engine has steps; an engine in its own process makes them."""
+        scheduler = self.scheduler()
+        while scheduler is not None and scheduler.has_requests():
+            self.llm.llm_engine.step()
+
+    def abort(self, prompt, steps) -> dict:
+        """Gives a prompt up after some steps."""
+        engine = self.llm.llm_engine
+        sampling = SamplingParams(temperature=0, max_tokens=64, detokenize=False, ignore_eos=True)
+        request = engine.add_request("given up", TokensPrompt(prompt_token_ids=prompt), sampling)
+        for _ in range(steps):
+            engine.step()
+        engine.abort_request([request or "given up"])
+        self.drain()
+        return self.blocks()
+
+    def blocks(self) -> dict:
+        """Blocks in use: none but the null block when nothing runs."""
+        pool = self.scheduler().kv_cache_manager.block_pool
+        return {"free": pool.get_num_free_blocks(), "all": len(pool.blocks) - 1}
+
+    def reset(self, connector) -> dict:
+        return {"reset": self.llm.reset_prefix_cache(reset_connector=connector)}
+
+    def metrics(self) -> dict:
+        found = {}
+        for metric in self.llm.get_metrics():
+            value = getattr(metric, "value", None)
+            if value is not None:
+                labels = {
+                    k: v for k, v in metric.labels.items() if k not in ("model_name", "engine")
+                }
+                found[metric.name + (json.dumps(labels) if labels else "")] = value
+        return found
+
+    def close(self) -> None:
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def main() -> None:
+    replies = os.fdopen(int(os.environ["REPLIES"]), "w")
+    host = Host()
+
+    def reply(**what) -> None:
+        replies.write(json.dumps(what) + "\n")
+        replies.flush()
+
+    reply(answer="ready")
+    for line in sys.stdin:
+        what, options = json.loads(line)
+        try:
+            answer = getattr(host, what)(**options)
+        except Exception as error:
+            traceback.print_exc()
+            reply(error=f"{type(error).__name__}: {error}")
+            host.close()
+            continue
+        reply(answer=answer)
+
+
+if __name__ == "__main__":
+    main()

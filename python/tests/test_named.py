@@ -1,0 +1,89 @@
+"""Blocks by an engine's names, loaded and saved in one call each: all of them come back, what is
+not there is a miss, and what another worker is still saving is waited for."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import refrain_kv as kv
+from conftest import PATIENCE, content
+from test_caches import BLOCKS, Worker
+
+NAMES = [content(1_000 + block, 32) for block in range(BLOCKS)]
+
+
+@pytest.fixture
+def worker(client) -> Worker:
+    worker = Worker(client)
+    worker.compute(1, range(BLOCKS))
+    return worker
+
+
+def save(worker: Worker, blocks: range, deadline: float = PATIENCE) -> kv.Pending[kv.Saved]:
+    return worker.registration.begin_save_hashes(
+        NAMES[: blocks.stop],
+        worker.cache,
+        worker.pages(blocks),
+        first=blocks.start,
+        deadline=deadline,
+    )
+
+
+def load(worker: Worker, blocks: range, deadline: float = PATIENCE) -> kv.Loaded:
+    return worker.registration.begin_load_hashes(
+        NAMES[: blocks.stop],
+        worker.cache,
+        worker.pages(blocks),
+        first=blocks.start,
+        deadline=deadline,
+    ).result()
+
+
+def test_what_was_saved_is_loaded_from_any_block_on(worker):
+    saved = save(worker, range(BLOCKS)).result()
+    assert (saved.saved, saved.refusal) == (BLOCKS, "none")
+    worker.clear()
+    loaded = load(worker, range(5, BLOCKS))
+    assert (loaded.blocks, loaded.reason) == (BLOCKS - 5, "none")
+    assert worker.has(1, range(5, BLOCKS))
+    assert load(worker, range(5)).blocks == 5
+    assert worker.has(1, range(BLOCKS))
+
+
+def test_what_is_there_is_not_saved_again_and_what_is_not_is_a_miss(worker):
+    assert save(worker, range(4)).result().saved == 4
+    assert save(worker, range(6)).result().saved == 2
+    assert save(worker, range(2, 6)).result().saved == 0
+    worker.clear()
+    assert load(worker, range(3, BLOCKS)).blocks == 3
+    assert worker.has(1, range(3, 6))
+    assert load(worker, range(7, BLOCKS)).blocks == 0
+
+
+def test_a_save_waits_for_the_blocks_before_it(worker):
+    behind = save(worker, range(4, BLOCKS))
+    assert save(worker, range(4)).result().saved == 4
+    assert behind.result().saved == BLOCKS - 4
+
+
+def test_a_save_whose_blocks_before_it_never_come_ends_at_its_deadline(worker):
+    saved = save(worker, range(4, BLOCKS), deadline=0.1).result()
+    assert (saved.saved, saved.refusal) == (0, "no_parent")
+
+
+def test_without_a_sidecar_nothing_is_loaded_or_saved(sidecar, worker):
+    assert save(worker, range(BLOCKS)).result().saved == BLOCKS
+    sidecar.signal(signal.SIGSTOP)
+    assert load(worker, range(BLOCKS), deadline=0.1).blocks == 0
+    assert save(worker, range(BLOCKS), deadline=0.1).result().saved == 0
+    sidecar.kill()
+    assert load(worker, range(BLOCKS)).blocks == 0
+    assert save(worker, range(BLOCKS)).result().saved == 0
+
+
+def test_pages_must_fit_the_blocks(worker):
+    with pytest.raises(ValueError, match="pages for 3 blocks"):
+        worker.registration.begin_load_hashes(
+            NAMES[:4], worker.cache, worker.pages(range(4)), first=1, deadline=1.0
+        )
