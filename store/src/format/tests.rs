@@ -61,6 +61,19 @@ fn the_checksum_of_a_header_is_the_one_it_ends_with() {
 }
 
 #[test]
+fn a_withdrawn_record_says_so_and_any_other_flag_is_refused() {
+    let withdrawn = RecordHeader { withdrawn: true, ..header(&[4096]) };
+    let mut bytes = withdrawn.encode().unwrap();
+    assert_eq!(RecordHeader::decode(&bytes), Ok(withdrawn));
+    let plain = header(&[4096]).encode().unwrap();
+    let at = (0..CHECKSUM).find(|&at| bytes[at] != plain[at]).unwrap();
+    bytes[at] = 2;
+    let sum = checksum(&bytes[..CHECKSUM]);
+    bytes[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+    assert_eq!(RecordHeader::decode(&bytes), Err(HeaderError::Flags { flags: 2 }));
+}
+
+#[test]
 fn a_newer_version_is_refused_by_number() {
     let mut bytes = header(&[4096]).encode().unwrap();
     bytes[8..12].copy_from_slice(&2u32.to_le_bytes());

@@ -163,6 +163,7 @@ async fn a_sidecar_that_dies_in_a_load_leaves_no_block_to_use() {
     assert_ne!(done.reason, MissReason::None);
     assert!(!lookup.release().await.unwrap());
     node.start_again();
+    worker.worker.sees_its_sidecar().await;
     let (matched, done) = worker.check(&ids, &pages).await;
     assert_eq!((matched, done.loaded_blocks), (BLOCKS, BLOCKS));
 }

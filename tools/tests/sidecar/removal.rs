@@ -83,6 +83,8 @@ async fn check_dropped(kill: bool) {
     let gone = node.admin().await.drop_namespace(request).await.unwrap().into_inner();
     assert_eq!(gone.blocks, 6);
     restart(&mut node, kill).await;
+    dropped.sees_its_sidecar().await;
+    kept.sees_its_sidecar().await;
     assert_eq!(dropped.matched(&ids).await, 0, "killed: {kill}");
     kept.has_all(&ids).await;
 }
