@@ -230,7 +230,7 @@ class Lookup(_Closes):
         """Seconds that a load of all matched blocks should take."""
     @property
     def expected_peer(self) -> float:
-        """Seconds that its blocks of tier `peer` alone should take, which stand behind all others."""
+        """Seconds that its blocks of tier `peer` alone should take; they stand behind all others."""
     def load_into(
         self,
         cache: KvCache,
@@ -305,7 +305,9 @@ class Loaded:
     @property
     def reason(
         self,
-    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"]:
+    ) -> Literal[
+        "none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"
+    ]:
         """Why they are; `unspecified` when the sidecar has gone."""
     @property
     def host_blocks(self) -> int: ...
