@@ -18,7 +18,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "refrain-benches",
+        // A cluster for the directory is started as the command line starts one.
         &[
+            "refrain",
             "refrain-client",
             "refrain-gpu-transfer",
             "refrain-index",
@@ -31,6 +33,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("refrain-python", &["refrain-client"]),
     ("refrain-tests", &["refrain", "refrain-client", "refrain-proto"]),
 ];
+
+/// Libraries that one crate alone may depend on.
+const HOMES: &[(&str, &str)] = &[("redis", "refrain-index"), ("rocksdb", "refrain-index")];
+
+#[test]
+fn a_heavy_library_has_one_home() {
+    let metadata = MetadataCommand::new().no_deps().exec().unwrap();
+    for (library, home) in HOMES {
+        let users = metadata.packages.iter().filter(|package| {
+            package.dependencies.iter().any(|dependency| dependency.name == *library)
+        });
+        let users: Vec<_> = users.map(|package| package.name.as_str()).collect();
+        assert_eq!(users, [*home], "{library}");
+    }
+}
 
 #[test]
 fn crates_depend_only_along_the_drawn_arrows() {

@@ -111,6 +111,10 @@ impl Samples {
         result
     }
 
+    pub fn add(&mut self, duration: Duration) {
+        self.0.push(duration);
+    }
+
     /// The value that a share `quantile` of them does not exceed.
     pub fn quantile(&self, quantile: f64) -> Duration {
         let mut sorted = self.0.clone();

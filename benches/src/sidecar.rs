@@ -24,6 +24,10 @@ impl Sidecar {
         let mut config = Config::default_for(directory.join("store"), capacity);
         config.load_arena = load_arena;
         config.save_queue = 1 << 30;
+        Self::start_with(runtime, config)
+    }
+
+    pub fn start_with(runtime: &Runtime, config: Config) -> Self {
         let address = format!("unix:{}", config.listen().expect("one drive").path().display());
         let (stop, stopped) = oneshot::channel();
         let serving = runtime.spawn(async move {
@@ -55,8 +59,14 @@ impl Sidecar {
 
 /// A worker that caches blocks of `layers` layers.
 pub async fn register(client: &Client, layers: u32, layer_bytes: u64) -> Registration {
+    let bytes = u64::from(layers) * layer_bytes;
+    client.register(namespace(layers, layer_bytes), 0, bytes).await.expect("it is registered")
+}
+
+/// Whose blocks have `layers` layers.
+pub fn namespace(layers: u32, layer_bytes: u64) -> v1::Namespace {
     let kind = v1::attention_group::Kind::Full.into();
-    let namespace = v1::Namespace {
+    v1::Namespace {
         tenant: "bench".into(),
         model: "made-up".into(),
         weights: "1".into(),
@@ -72,9 +82,7 @@ pub async fn register(client: &Client, layers: u32, layer_bytes: u64) -> Registr
         context_parallel: 1,
         adapter_digest: Vec::new(),
         salt: Vec::new(),
-    };
-    let bytes = u64::from(layers) * layer_bytes;
-    client.register(namespace, 0, bytes).await.expect("it is registered")
+    }
 }
 
 /// The tokens of a prompt of `blocks` that no other `seed` has.

@@ -52,11 +52,12 @@ pub struct Done {
     pub reason: v1::MissReason,
     pub host_blocks: u32,
     pub ssd_blocks: u32,
+    pub peer_blocks: u32,
 }
 
 impl Done {
     fn with(reason: v1::MissReason) -> Self {
-        Self { loaded_blocks: 0, reason, host_blocks: 0, ssd_blocks: 0 }
+        Self { loaded_blocks: 0, reason, host_blocks: 0, ssd_blocks: 0, peer_blocks: 0 }
     }
 }
 
@@ -184,6 +185,7 @@ impl Load {
             reason: done.reason(),
             host_blocks: done.host_blocks,
             ssd_blocks: done.ssd_blocks,
+            peer_blocks: done.peer_blocks,
         });
         Ok(())
     }

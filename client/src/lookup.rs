@@ -28,8 +28,11 @@ pub struct Lookup {
     pub matched_blocks: u32,
     /// Where the matched blocks lie, in order.
     pub tiers: Vec<v1::TierRun>,
-    /// Of all matched blocks, as the drives stand now.
+    /// Of all matched blocks, as drives and peers stand now.
     pub expected_load: Duration,
+    /// Of the blocks of tier `peer` alone, which stand behind all others: where they are computed
+    /// faster than that, load those before them only.
+    pub expected_peer: Duration,
 }
 
 /// A lease, given back when nobody holds it any more.
@@ -68,6 +71,7 @@ impl Lookup {
                 matched_blocks: answer.matched_blocks,
                 tiers: answer.tiers,
                 expected_load: Duration::from_micros(answer.expected_load_us),
+                expected_peer: Duration::from_micros(answer.expected_peer_us),
             })
         });
         let stopped = |_| connection.error("look up", Failure::Late(limit));

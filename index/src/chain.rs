@@ -177,6 +177,16 @@ impl<P: Place> Chain<P> {
         })
     }
 
+    /// How many pages all blocks lie in. A block that is resident throughout is on one of them.
+    pub fn pages(&self) -> usize {
+        self.nodes.pieces()
+    }
+
+    /// The blocks of a page, some thousands at most.
+    pub fn page(&self, page: usize) -> impl Iterator<Item = (BlockKey, P)> {
+        self.nodes.piece(page).map(|node| (node.key, node.place))
+    }
+
     /// The block `key`, if it stands directly behind `parent`.
     fn child(&self, parent: u32, key: BlockKey) -> Option<u32> {
         if parent != NONE {

@@ -3,11 +3,59 @@
 //! It is a hint, kept in a Redis or Valkey cluster and derived from the nodes: an owner's own index
 //! is the truth about its blocks. What is lost here costs hits on other nodes' blocks and nothing
 //! else, and whatever asks here has a deadline.
+//!
+//! A block's entry names its owners, each a node and an epoch of it; the registry says which nodes
+//! live, and in which epoch. [`Directory`] reads both; a [`Membership`] has this node in them.
 
 use crate::chain::BlockKey;
 use crate::hash::SequenceHash;
+use cluster::{Cluster, From, Op};
+use gallop::Probe;
+use owners::Claim;
+use redis::{RedisError, Value, cmd};
+use registry::Registry;
+use slots::Spot;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+mod announce;
+mod answer;
+mod cluster;
+mod connection;
+mod counts;
+mod gallop;
+mod membership;
+mod owners;
+mod registry;
+mod settings;
+mod slots;
+mod sweep;
+mod topology;
+mod write;
+
+pub use counts::Counts;
+pub use membership::{Holdings, Life, Membership};
+pub use registry::{Member, NodeState};
+pub use settings::{Settings, Tls, User};
+/// Slots of the directory that are lost, and announced again, together: those of one first byte of a
+/// hash.
+pub const GROUPS: usize = slots::GROUPS;
+/// The most bits that may number a bucket.
+pub const BUCKET_BITS_MAX: u8 = slots::BUCKET_BITS_MAX;
+
+/// How old the registry gets while it can be read.
+const REGISTRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a node that did not answer is not named.
+const SUSPICION: Duration = Duration::from_secs(3);
+/// Wrong entries that wait to be taken out; of more, somebody else finds them again.
+const FORGOTTEN_MAX: usize = 1 << 14;
+/// Of these at once.
+const FORGOTTEN_AT_ONCE: usize = 256;
 
 /// A node of the fleet, as its operator numbered it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,28 +90,227 @@ pub struct Located {
     pub unknown: Vec<Range<usize>>,
 }
 
-/// This node's way to the fleet's directory. Clones share it.
+/// Why there is no way to a directory.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    #[error("directory server {address:?} is not HOST:PORT")]
+    Address { address: String },
+    #[error("use directory server {address:?}")]
+    Settings { address: String, source: RedisError },
+}
+
+/// This node's way to the fleet's directory. Clones share it; with the last one its tasks end.
 #[derive(Clone, Debug)]
-pub struct Directory {}
+pub struct Directory {
+    shared: Arc<Shared>,
+    _tasks: Arc<Tasks>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    cluster: Cluster,
+    counts: Arc<Counts>,
+    registry: Mutex<Arc<Registry>>,
+    suspects: Mutex<HashMap<NodeId, Instant>>,
+    /// This node, where it has joined.
+    own: Mutex<Option<NodeId>>,
+    forgotten: Mutex<VecDeque<(BlockKey, Claim)>>,
+    forgotten_some: Notify,
+}
+
+#[derive(Debug)]
+struct Tasks(Vec<AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
 
 impl Directory {
+    /// Begins to look for the directory, within a runtime; waits for nothing.
+    pub fn connect(settings: Settings) -> Result<Self, DirectoryError> {
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::new(Shared {
+            cluster: Cluster::new(settings, Arc::clone(&counts))?,
+            counts,
+            registry: Mutex::default(),
+            suspects: Mutex::default(),
+            own: Mutex::default(),
+            forgotten: Mutex::default(),
+            forgotten_some: Notify::new(),
+        });
+        let (watching, reading, forgetting) = (shared.clone(), shared.clone(), shared.clone());
+        let tasks = vec![
+            tokio::spawn(async move { watching.cluster.watch().await }).abort_handle(),
+            tokio::spawn(async move { reading.read_registry().await }).abort_handle(),
+            tokio::spawn(async move { forgetting.forget_all().await }).abort_handle(),
+        ];
+        Ok(Self { shared, _tasks: Arc::new(Tasks(tasks)) })
+    }
+
     /// Who is thought to hold which of a chain's blocks. `hashes` may be any stretch of a chain, in
     /// its order; the answer counts from its first. Comes at `deadline` at the latest, and what is
     /// not known by then is `unknown`: never an error.
     pub async fn locate(&self, shard: u32, hashes: &[SequenceHash], deadline: Instant) -> Located {
-        let _ = (shard, deadline);
-        let unknown = if hashes.is_empty() { Vec::new() } else { vec![0..hashes.len()] };
-        std::future::ready(Located { runs: Vec::new(), unknown }).await
+        let shared = &self.shared;
+        counts::add(&shared.counts.locates, 1);
+        let registry = shared.registry();
+        let mut probes = vec![Probe::Unknown; hashes.len()];
+        let first = gallop::first_round(hashes.len());
+        shared.probe(&registry, (shard, hashes), &first, &mut probes, deadline).await;
+        if hashes.len() > gallop::AT_ONCE {
+            let second = gallop::second_round(&mut probes, &first);
+            shared.probe(&registry, (shard, hashes), &second, &mut probes, deadline).await;
+        }
+        let (runs, unknown) = gallop::runs(&probes);
+        let named = |(claim, run): &(Claim, Range<usize>)| {
+            let member = registry.owner(*claim)?;
+            let Claim { node, epoch } = *claim;
+            let owner = Owner { node, epoch, address: member.address.clone() };
+            Some(gallop::named(owner, run))
+        };
+        Located { runs: runs.iter().filter_map(named).collect(), unknown }
     }
 
     /// An owner answered that it does not hold a block: its entry goes, some time soon, unless the
     /// owner has published it in another epoch meanwhile. Waits for nothing.
     pub fn forget(&self, key: BlockKey, owner: &Owner) {
-        let _ = (key, owner);
+        self.shared.forget(key, Claim { node: owner.node, epoch: owner.epoch });
     }
 
     /// A node did not answer, or refused a connection: for a few seconds `locate` does not name it.
     pub fn suspect(&self, node: NodeId) {
-        let _ = node;
+        let now = Instant::now();
+        let mut suspects = locked(&self.shared.suspects);
+        suspects.retain(|_, until| *until > now);
+        suspects.insert(node, now + SUSPICION);
     }
+
+    /// All nodes that ever joined, as the registry was read last: a second ago, while it can be.
+    pub fn members(&self) -> Vec<Member> {
+        self.shared.registry().members.values().cloned().collect()
+    }
+
+    /// Whether the registry has been read at all.
+    pub fn is_known(&self) -> bool {
+        self.shared.registry().bucket_bits.is_some()
+    }
+
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.shared.counts
+    }
+}
+
+impl Shared {
+    fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&locked(&self.registry))
+    }
+
+    /// Asks for some of a chain's blocks, and notes who counts.
+    async fn probe(
+        &self,
+        registry: &Registry,
+        (shard, hashes): (u32, &[SequenceHash]),
+        blocks: &[usize],
+        probes: &mut [Probe],
+        deadline: Instant,
+    ) {
+        counts::add(&self.counts.probes, blocks.len());
+        let Some(bits) = registry.bucket_bits else {
+            counts::add(&self.counts.unknown_probes, blocks.len());
+            return;
+        };
+        let key = |block: &usize| BlockKey { sequence: hashes[*block], shard };
+        let ops: Vec<_> = blocks.iter().map(|block| get(key(block), bits)).collect();
+        let answers = self.cluster.run(&ops, From::Any, deadline).await;
+        let (own, now) = (*locked(&self.own), Instant::now());
+        let suspects: Vec<NodeId> = {
+            let suspects = locked(&self.suspects);
+            suspects.iter().filter(|(_, until)| **until > now).map(|(node, _)| *node).collect()
+        };
+        let counts_for = |claim: &Claim| {
+            registry.owner(*claim).is_some()
+                && Some(claim.node) != own
+                && !suspects.contains(&claim.node)
+        };
+        for (block, answer) in blocks.iter().zip(answers) {
+            let Some(answer) = answer else {
+                counts::add(&self.counts.unknown_probes, 1);
+                continue;
+            };
+            let mut claims = self.claims(&answer);
+            for void in claims.iter().filter(|claim| registry.is_void(**claim)) {
+                self.forget(key(block), *void);
+            }
+            claims.retain(counts_for);
+            claims.sort_unstable();
+            probes[*block] = Probe::Owners(claims);
+        }
+    }
+
+    /// What an entry says; nothing, where nobody of the fleet can have written it.
+    fn claims(&self, value: &Value) -> Vec<Claim> {
+        if *value == Value::Nil {
+            return Vec::new();
+        }
+        let claims = answer::bytes(value).and_then(owners::decode);
+        if claims.is_none() {
+            counts::add(&self.counts.foreign_values, 1);
+        }
+        claims.unwrap_or_default()
+    }
+
+    fn forget(&self, key: BlockKey, claim: Claim) {
+        let mut forgotten = locked(&self.forgotten);
+        if forgotten.len() < FORGOTTEN_MAX {
+            forgotten.push_back((key, claim));
+            self.forgotten_some.notify_one();
+        }
+    }
+
+    /// Takes wrong entries out, as they are found.
+    async fn forget_all(&self) {
+        loop {
+            let some: Vec<_> = {
+                let mut forgotten = locked(&self.forgotten);
+                let count = forgotten.len().min(FORGOTTEN_AT_ONCE);
+                forgotten.drain(..count).collect()
+            };
+            if some.is_empty() {
+                self.forgotten_some.notified().await;
+                continue;
+            }
+            // One that is not written is found again.
+            self.take_out(&some).await;
+        }
+    }
+
+    async fn read_registry(&self) {
+        loop {
+            let deadline = Instant::now() + 2 * REGISTRY_INTERVAL;
+            let read = registry::read(&self.cluster, deadline).await;
+            let pause = if read.is_some() || self.registry().bucket_bits.is_some() {
+                REGISTRY_INTERVAL
+            } else {
+                REGISTRY_INTERVAL / 10
+            };
+            if let Some(read) = read {
+                *locked(&self.registry) = Arc::new(read);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn get(key: BlockKey, bits: u8) -> Op {
+    let spot = Spot::of(key, bits);
+    let command = cmd("HGET").arg(spot.bucket_key(bits)).arg(&spot.field[..]).to_owned();
+    Op { slot: spot.slot, command }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while holding one of these.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,6 +14,8 @@ const TOKENS_AT_ONCE: usize = 128;
 
 const CONTEXT: &str = "refrain.v1 2026-11 tenant key";
 
+const PROOF_CONTEXT: &str = "refrain.v1 2026-11 proof of the secret";
+
 /// Names a prefix: all the tokens of a block and of every block before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceHash(pub [u8; 32]);
@@ -98,6 +100,12 @@ impl TenantKey {
             })
             .collect()
     }
+}
+
+/// What only a holder of `secret` can answer a nonce with; it tells nothing of the secret.
+pub fn prove(secret: &[u8; 32], nonce: &[u8; 32]) -> [u8; 32] {
+    let key = blake3::derive_key(PROOF_CONTEXT, secret);
+    *blake3::keyed_hash(&key, nonce).as_bytes()
 }
 
 #[cfg(test)]

@@ -45,13 +45,19 @@ impl Loaded {
         self.0.ssd_blocks
     }
 
+    #[getter]
+    fn peer_blocks(&self) -> u32 {
+        self.0.peer_blocks
+    }
+
     fn __repr__(&self) -> String {
         format!(
-            "Loaded(blocks={}, reason={:?}, host_blocks={}, ssd_blocks={})",
+            "Loaded(blocks={}, reason={:?}, host_blocks={}, ssd_blocks={}, peer_blocks={})",
             self.blocks(),
             self.reason(),
             self.host_blocks(),
-            self.ssd_blocks()
+            self.ssd_blocks(),
+            self.peer_blocks()
         )
     }
 }

@@ -63,8 +63,13 @@ impl Load {
 }
 
 /// How a load of nothing ends.
-const NOTHING: Done =
-    Done { loaded_blocks: 0, reason: MissReason::Unspecified, host_blocks: 0, ssd_blocks: 0 };
+const NOTHING: Done = Done {
+    loaded_blocks: 0,
+    reason: MissReason::Unspecified,
+    host_blocks: 0,
+    ssd_blocks: 0,
+    peer_blocks: 0,
+};
 
 #[pymethods]
 impl Load {

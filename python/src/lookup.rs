@@ -35,6 +35,7 @@ pub(crate) struct Lookup {
     matched_blocks: u32,
     tiers: Vec<v1::TierRun>,
     expected_load: Duration,
+    expected_peer: Duration,
 }
 
 impl Lookup {
@@ -49,13 +50,23 @@ impl Lookup {
                     matched_blocks: 0,
                     tiers: Vec::new(),
                     expected_load: Duration::ZERO,
+                    expected_peer: Duration::ZERO,
                 });
             }
         };
-        let refrain_client::Lookup { prompt_blocks, matched_blocks, expected_load, .. } = lookup;
+        let refrain_client::Lookup { prompt_blocks, matched_blocks, .. } = lookup;
+        let (expected_load, expected_peer) = (lookup.expected_load, lookup.expected_peer);
         let (session, tiers) = (Arc::clone(session), lookup.tiers.clone());
         let held = Some(Held::new(&session, lookup)?);
-        Ok(Self { session, held, prompt_blocks, matched_blocks, tiers, expected_load })
+        Ok(Self {
+            session,
+            held,
+            prompt_blocks,
+            matched_blocks,
+            tiers,
+            expected_load,
+            expected_peer,
+        })
     }
 
     pub(crate) fn build(
@@ -170,6 +181,12 @@ impl Lookup {
     #[getter]
     fn expected_load(&self) -> f64 {
         self.expected_load.as_secs_f64()
+    }
+
+    /// Seconds that its blocks of tier `peer` alone should take, which stand behind all others.
+    #[getter]
+    fn expected_peer(&self) -> f64 {
+        self.expected_peer.as_secs_f64()
     }
 
     /// Brings leased blocks into the pages of a cache, layer by layer.

@@ -136,5 +136,5 @@ impl Named {
 }
 
 fn missed(reason: MissReason) -> Done {
-    Done { loaded_blocks: 0, reason, host_blocks: 0, ssd_blocks: 0 }
+    Done { loaded_blocks: 0, reason, host_blocks: 0, ssd_blocks: 0, peer_blocks: 0 }
 }

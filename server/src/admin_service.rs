@@ -8,6 +8,7 @@ use crate::lookup::Prompt;
 use crate::metrics::Source;
 use crate::namespaces::Registration;
 use crate::node::Node;
+use crate::peers::{Peers, Report};
 use crate::pins::{Pinned, Until};
 use crate::place::{DriveId, Group};
 use crate::removal::Invalidated;
@@ -18,7 +19,7 @@ use refrain_index::hash::SequenceHash;
 use refrain_index::namespace::{Namespace, NamespaceDigest};
 use refrain_proto::v1::{
     self, admin_server, explain_request, inspect_request, list_entry, list_request::What,
-    pin_request, prompt_name, unpin_request,
+    pin_request, prompt_name, unpin_request, where_request,
 };
 use refrain_store::drive::{DriveStats, Withdrawn};
 use refrain_store::engine::SegmentState;
@@ -33,6 +34,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 mod explained;
+mod fleet;
 
 type Answered<T> = Result<Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -45,6 +47,7 @@ const AMBIGUOUS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct AdminService {
     pub(crate) node: Arc<Node>,
+    pub(crate) peers: Option<Arc<Peers>>,
     /// Told to stop the process.
     pub(crate) drain: watch::Sender<bool>,
 }
@@ -55,7 +58,8 @@ impl admin_server::Admin for AdminService {
     type VerifyStream = Answers<v1::VerifyProgress>;
 
     async fn stats(&self, _: Request<v1::StatsRequest>) -> Answered<v1::StatsResponse> {
-        Ok(Response::new(stats(&self.node)))
+        let peers = self.peers.as_ref().map_or_else(Vec::new, |peers| peers.report());
+        Ok(Response::new(stats(&self.node, peers)))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answered<Self::ListStream> {
@@ -211,6 +215,25 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(v1::SetEpochResponse { epoch, blocks }))
     }
 
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Answered<v1::NodesResponse> {
+        fleet::nodes(&self.node).map(Response::new)
+    }
+
+    async fn r#where(&self, request: Request<v1::WhereRequest>) -> Answered<v1::WhereResponse> {
+        let subject = request.into_inner().subject;
+        let naming = self.blocking(move |node| match subject {
+            Some(where_request::Subject::Prompt(name)) => {
+                prompt(node, &name, |asked, prompt| (asked.shard, asked.names(prompt)))
+            }
+            Some(where_request::Subject::Blocks(names)) => {
+                Ok((names.shard, explained::hashes(&names)?))
+            }
+            None => Err(Status::invalid_argument("field `subject` is missing")),
+        });
+        let (shard, hashes) = naming.await?;
+        fleet::locate(&self.node, shard, &hashes).await.map(Response::new)
+    }
+
     async fn drain(&self, _: Request<v1::DrainRequest>) -> Answered<v1::DrainResponse> {
         self.node.begin_drain();
         self.drain.send_replace(true);
@@ -357,7 +380,7 @@ fn segments(node: &Node) -> Vec<v1::SegmentInfo> {
     all
 }
 
-fn stats(node: &Node) -> v1::StatsResponse {
+fn stats(node: &Node, peers: Vec<Report>) -> v1::StatsResponse {
     let count = |size: usize| u64::try_from(size).expect("usize fits");
     let mut state = node.state();
     state.expire_pins(unix_ms());
@@ -397,7 +420,18 @@ fn stats(node: &Node) -> v1::StatsResponse {
         restart_source: if node.restart.from_catalog { "catalog" } else { "disk" }.into(),
         drives: drives.collect(),
         pins: count(state.pins.len()),
+        loaded_blocks_peer: metrics.loaded_blocks.of(Source::Peer).get(),
+        sent_blocks: metrics.sent_blocks.get(),
+        links: count(state.links.len()),
+        peers: peers.into_iter().map(peer).collect(),
+        directory: fleet::stats(node),
     }
+}
+
+fn peer(report: Report) -> v1::PeerStats {
+    let Report { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks } = report;
+    let state = state.into();
+    v1::PeerStats { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks }
 }
 
 fn drive_stats(state: &State, id: DriveId, disk: &Disk) -> v1::DriveStats {

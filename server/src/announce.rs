@@ -18,11 +18,11 @@ pub(crate) struct Opened {
     pub(crate) io_engine: &'static str,
 }
 
-/// Logs that the sidecar serves. `metrics` is the address that was bound.
+/// Logs that the sidecar serves. `metrics` and `peers` are the addresses that were bound.
 pub(crate) fn serving(
     (config, listen): (&Config, &Listen),
     drives: &[Opened],
-    metrics: Option<SocketAddr>,
+    (metrics, peers): (Option<SocketAddr>, Option<SocketAddr>),
     restart: Duration,
 ) {
     let all = |one: fn(&Opened) -> String| drives.iter().map(one).collect::<Vec<_>>().join(" ");
@@ -35,6 +35,9 @@ pub(crate) fn serving(
         version = env!("CARGO_PKG_VERSION"),
         listen = listen.to_string(),
         metrics = metrics.map(|address| address.to_string()),
+        peers = peers.map(|address| address.to_string()),
+        peers_asked = config.peers.ask.len(),
+        peers_tls = config.peers.tls_ca.is_some(),
         directories = all(|drive| drive.path.display().to_string()),
         capacity = all(|drive| ByteSize(drive.capacity_bytes).to_string().replace(' ', "")),
         segment = all(|drive| ByteSize(drive.segment_bytes).to_string().replace(' ', "")),

@@ -24,7 +24,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -199,6 +199,7 @@ impl Assembly {
             dropping: Mutex::new(()),
             said_beyond_arena: AtomicBool::new(false),
             pinning: Mutex::new(()),
+            fleet: OnceLock::new(),
             state: Mutex::new(state),
         }))
     }

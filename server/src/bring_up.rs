@@ -83,10 +83,11 @@ impl Brought {
             on_group(event);
         });
         let arenas = [Arc::clone(arena.mapping())];
+        let store_id = opening.store_id();
         let drive = runner.drive(opening, &arenas, recovered.records.known, on_group)?;
         let (asked, moved_bytes) = (Notify::new(), AtomicU64::new(0));
         Ok(Self {
-            disk: Disk { drive, journal, reclaim, asked, moved_bytes },
+            disk: Disk { drive, store_id, journal, reclaim, asked, moved_bytes },
             generations,
             found: recovered.records.found,
             scanned_segments: recovered.records.scanned,

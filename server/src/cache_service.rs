@@ -2,8 +2,10 @@
 
 use crate::load::{Ended, Load, Miss};
 use crate::lookup::Prompt;
+use crate::metrics::Source;
 use crate::namespaces::SessionId;
 use crate::node::Node;
+use crate::peers::Peers;
 use crate::save::{Committed, Placed, SaveError};
 use crate::{status, wire};
 use refrain_proto::v1::{self, cache_server, load_event, lookup_request, read_chunk, write_chunk};
@@ -25,16 +27,20 @@ const CHUNK: usize = 1 << 20;
 /// Messages that wait for a slow reader.
 const BACKLOG: usize = 16;
 
-#[derive(Debug)]
-pub(crate) struct CacheService(pub(crate) Arc<Node>);
+#[derive(Clone, Debug)]
+pub(crate) struct CacheService {
+    pub(crate) node: Arc<Node>,
+    /// Whom lookups ask for what is not here.
+    pub(crate) peers: Option<Arc<Peers>>,
+}
 
 impl CacheService {
     fn deadline(&self, milliseconds: u32) -> Instant {
         let time = match milliseconds {
-            0 => self.0.config.load_deadline,
+            0 => self.node.config.load_deadline,
             given => Duration::from_millis(given.into()),
         };
-        self.0.clock.now() + time
+        self.node.clock.now() + time
     }
 }
 
@@ -48,7 +54,7 @@ impl cache_server::Cache for CacheService {
         request: Request<v1::RegisterRequest>,
     ) -> Answered<v1::RegisterResponse> {
         let request = request.into_inner();
-        if self.0.is_draining() {
+        if self.node.is_draining() {
             return Err(status::draining());
         }
         let namespace = wire::namespace(request.namespace).map_err(status::of_wire)?;
@@ -56,7 +62,8 @@ impl cache_server::Cache for CacheService {
             [] => None,
             id => Some(wire::array("session", id).map_err(status::of_wire)?),
         };
-        let registered = self.0.register(&namespace, request.shard, request.block_bytes, session);
+        let registered =
+            self.node.register(&namespace, request.shard, request.block_bytes, session);
         let registered = registered.map_err(|error| status::of_register(&error))?;
         let stripes = registered.layout.stripes.iter();
         let stripes = stripes.map(|s| v1::Stripe { offset: s.offset, length: s.length });
@@ -71,39 +78,43 @@ impl cache_server::Cache for CacheService {
 
     async fn lookup(&self, request: Request<v1::LookupRequest>) -> Answered<v1::LookupResponse> {
         let request = request.into_inner();
-        if self.0.is_draining() {
+        if self.node.is_draining() {
             return Err(status::draining());
         }
         let registration =
-            self.0.registration(request.registration).ok_or_else(status::no_registration)?;
+            self.node.registration(request.registration).ok_or_else(status::no_registration)?;
         let lease = lease_time(request.lease_ms);
-        let found = match request.prompt {
+        let mut found = match request.prompt {
             Some(lookup_request::Prompt::Tokens(bytes)) => {
                 let tokens = wire::tokens(&bytes).map_err(status::of_wire)?;
                 let prompt = Prompt::Tokens { tokens: &tokens, extra_keys: &request.extra_keys };
-                self.0.lookup(&registration, prompt, lease)
+                self.node.lookup(&registration, prompt, lease)
             }
             Some(lookup_request::Prompt::Engine(engine)) => {
-                self.0.lookup(&registration, Prompt::Engine(&engine.hashes), lease)
+                self.node.lookup(&registration, Prompt::Engine(&engine.hashes), lease)
             }
             None => return Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
         };
+        if let Some(peers) = &self.peers {
+            peers.extend(&self.node, &registration, &mut found).await;
+        }
         Ok(Response::new(v1::LookupResponse {
             lease: found.lease,
             prompt_blocks: found.prompt_blocks,
-            matched_blocks: count(found.in_host.len()),
-            tiers: tiers(&found.in_host),
+            matched_blocks: count(found.tiers.len()),
+            tiers: tiers(&found.tiers),
             expected_load_us: micros(found.expected_load),
             lease_ms: millis(found.lease_time),
+            expected_peer_us: micros(found.expected_peer),
         }))
     }
 
     async fn load(&self, request: Request<v1::LoadRequest>) -> Answered<Self::LoadStream> {
         let v1::LoadRequest { lease, first_block, blocks, deadline_ms } = request.into_inner();
         let deadline = self.deadline(deadline_ms);
-        let load = self.0.load(lease, first_block, blocks, deadline).map_err(status::of_load)?;
+        let load = self.node.load(lease, first_block, blocks, deadline).map_err(status::of_load)?;
         let (send, events) = mpsc::channel(BACKLOG);
-        let node = Arc::clone(&self.0);
+        let node = Arc::clone(&self.node);
         // Ends by the deadline, or as soon as nobody listens.
         tokio::spawn(async move { announce(&node, (lease, first_block), &load, &send).await });
         let events = ReceiverStream::new(events);
@@ -112,7 +123,7 @@ impl cache_server::Cache for CacheService {
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Answered<v1::RenewResponse> {
         let v1::RenewRequest { lease, lease_ms } = request.into_inner();
-        let time = self.0.renew(lease, lease_time(lease_ms));
+        let time = self.node.renew(lease, lease_time(lease_ms));
         Ok(Response::new(v1::RenewResponse {
             held: time.is_some(),
             lease_ms: millis(time.unwrap_or_default()),
@@ -122,13 +133,14 @@ impl cache_server::Cache for CacheService {
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
         let v1::ReleaseRequest { lease, load_us } = request.into_inner();
         let load_time = (load_us > 0).then(|| Duration::from_micros(load_us));
-        let held = self.0.release(lease, load_time);
+        let held = self.node.release(lease, load_time);
         Ok(Response::new(v1::ReleaseResponse { held }))
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Answered<v1::ReserveResponse> {
         let v1::ReserveRequest { lease, first_block, blocks } = request.into_inner();
-        let reserved = self.0.reserve(lease, first_block, blocks).map_err(status::of_save)?;
+        self.node.guests_kept(lease).await;
+        let reserved = self.node.reserve(lease, first_block, blocks).map_err(status::of_save)?;
         Ok(Response::new(v1::ReserveResponse {
             reservation: reserved.reservation,
             blocks: reserved.blocks,
@@ -144,24 +156,24 @@ impl cache_server::Cache for CacheService {
             length: placed.payload_bytes,
         });
         let placed: Vec<_> = placed.collect();
-        let batch = self.0.batch(reservation, &placed).map_err(status::of_save)?;
-        let node = Arc::clone(&self.0);
+        let batch = self.node.batch(reservation, &placed).map_err(status::of_save)?;
+        let node = Arc::clone(&self.node);
         // A task of its own: what is being written enters the index even if nobody waits for it.
         let committing = tokio::spawn(async move { node.commit(batch, durable).await });
         committed(committing.await)
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Answered<v1::AbortResponse> {
-        self.0.abort(request.into_inner().reservation).map_err(status::of_save)?;
+        self.node.abort(request.into_inner().reservation).map_err(status::of_save)?;
         Ok(Response::new(v1::AbortResponse {}))
     }
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Answered<Self::ReadStream> {
         let v1::ReadRequest { lease, first_block, blocks, deadline_ms } = request.into_inner();
         let deadline = self.deadline(deadline_ms);
-        let load = self.0.load(lease, first_block, blocks, deadline).map_err(status::of_load)?;
+        let load = self.node.load(lease, first_block, blocks, deadline).map_err(status::of_load)?;
         let (send, chunks) = mpsc::channel(2);
-        let node = Arc::clone(&self.0);
+        let node = Arc::clone(&self.node);
         tokio::spawn(async move { send_chunks(&node, (lease, first_block), &load, &send).await });
         let chunks = ReceiverStream::new(chunks);
         Ok(Response::new(Box::pin(chunks.map(|chunk| Ok(v1::ReadChunk { chunk: Some(chunk) })))))
@@ -176,9 +188,10 @@ impl cache_server::Cache for CacheService {
         let Some(write_chunk::Chunk::Start(start)) = first else {
             return Err(status::of_wire(wire::WireError::Missing { field: "start" }));
         };
-        let frames = receive_frames(&self.0, start.reservation, &mut chunks).await?;
-        let batch = self.0.batch_of_frames(start.reservation, frames).map_err(status::of_save)?;
-        let node = Arc::clone(&self.0);
+        let frames = receive_frames(&self.node, start.reservation, &mut chunks).await?;
+        let batch =
+            self.node.batch_of_frames(start.reservation, frames).map_err(status::of_save)?;
+        let node = Arc::clone(&self.node);
         let committing = tokio::spawn(async move { node.commit(batch, start.durable).await });
         committed(committing.await)
     }
@@ -186,7 +199,7 @@ impl cache_server::Cache for CacheService {
 
 /// Sends what arrives until nothing more will, or nobody listens.
 async fn announce(
-    node: &Node,
+    node: &Arc<Node>,
     (lease, first): (u64, u32),
     load: &Load,
     send: &mpsc::Sender<load_event::Event>,
@@ -214,13 +227,14 @@ async fn announce(
     let ended = load.ended();
     node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
+    node.keep_guests(lease);
     // Nobody is left to be told otherwise.
     let _ = send.send(load_event::Event::Done(done(ended))).await;
 }
 
 /// Sends the payloads of what could be loaded, whole blocks only, then how it ended.
 async fn send_chunks(
-    node: &Node,
+    node: &Arc<Node>,
     (lease, first): (u64, u32),
     load: &Load,
     send: &mpsc::Sender<read_chunk::Chunk>,
@@ -230,6 +244,7 @@ async fn send_chunks(
     let ended = load.ended();
     node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
+    node.keep_guests(lease);
     let loaded = usize::try_from(ended.loaded).expect("32 bits fit");
     for frame in &load.frames[..loaded] {
         let payload = frame.region().slice(HEADER_SIZE, load.layout.payload_length);
@@ -304,19 +319,25 @@ fn done(ended: Ended) -> load_event::Done {
         Some(Miss::Damaged) => v1::MissReason::Damaged,
         Some(Miss::NoMemory) => v1::MissReason::NoMemory,
         Some(Miss::Drive) => v1::MissReason::Drive,
+        Some(Miss::Peer) => v1::MissReason::Peer,
     };
     load_event::Done {
         loaded_blocks: ended.loaded,
         reason: reason.into(),
         host_blocks: ended.host,
         ssd_blocks: ended.ssd,
+        peer_blocks: ended.peer,
     }
 }
 
-fn tiers(in_host: &[bool]) -> Vec<v1::TierRun> {
-    let runs = in_host.chunk_by(|left, right| left == right);
-    let run = |run: &[bool]| {
-        let tier = if run[0] { v1::Tier::Host } else { v1::Tier::Ssd };
+fn tiers(tiers: &[Source]) -> Vec<v1::TierRun> {
+    let runs = tiers.chunk_by(|left, right| left == right);
+    let run = |run: &[Source]| {
+        let tier = match run[0] {
+            Source::Host => v1::Tier::Host,
+            Source::Ssd => v1::Tier::Ssd,
+            Source::Peer => v1::Tier::Peer,
+        };
         v1::TierRun { tier: tier.into(), blocks: count(run.len()) }
     };
     runs.map(run).collect()

@@ -15,12 +15,17 @@ use std::time::Duration;
 use thiserror::Error;
 
 mod bounds;
+mod directory;
 mod listen;
+mod peers;
 mod place;
 mod units;
 
 pub use bounds::Invalid;
+pub use directory::{DirectoryConfig, DirectoryFileError};
 pub use listen::{Listen, ListenError};
+pub(crate) use peers::TlsFiles;
+pub use peers::{Keep, PeerAddress, PeerAddressError, PeersConfig};
 pub use place::Place;
 pub use units::{UnitError, parse_durability, parse_duration, parse_io_engine, parse_size};
 
@@ -81,6 +86,10 @@ pub struct Config {
     /// How long a stop waits for what runs; at most 10 min, default 10 s.
     #[serde(deserialize_with = "units::duration")]
     pub drain: Duration,
+    /// Other sidecars, and clients of other machines.
+    pub peers: PeersConfig,
+    /// The fleet's directory, and this node's part in it. Default: none, this node is alone.
+    pub directory: Option<DirectoryConfig>,
 }
 
 /// One drive as it is configured.
@@ -134,6 +143,8 @@ impl Default for Config {
             drive_patience: Duration::from_secs(10),
             secret_file: None,
             drain: Duration::from_secs(10),
+            peers: PeersConfig::default(),
+            directory: None,
         }
     }
 }

@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) drive: Drive,
+    /// Another one where it was made anew.
+    pub(crate) store_id: [u8; 16],
     pub(crate) journal: Journal,
     /// Told when free segments may run low, or a segment is held no more.
     pub(crate) reclaim: Arc<Notify>,

@@ -78,16 +78,14 @@ impl Forecast {
 }
 
 impl Node {
-    /// The work of a load as the drives stand now: they work side by side, so that the one with
-    /// most to do counts.
+    /// The work of a load, of blocks in the host tier by their bytes, as the drives stand now: they
+    /// work side by side, so that the one with most to do counts.
     pub(crate) fn work<'p>(
         &self,
-        in_host: impl Iterator<Item = &'p BlockPlace>,
+        in_host: impl Iterator<Item = u64>,
         on_ssd: impl Iterator<Item = &'p BlockPlace>,
     ) -> Work {
-        let add = |(blocks, bytes): (u32, u64), place: &BlockPlace| {
-            (blocks + 1, bytes + place.stored_length())
-        };
+        let add = |(blocks, bytes): (u32, u64), stored| (blocks + 1, bytes + stored);
         let (host_blocks, host_bytes) = in_host.fold((0, 0), add);
         let mut wanted = vec![(0u64, 0u32); self.disks.len()];
         for place in on_ssd {

@@ -2,8 +2,12 @@
 //!
 //! A frame is given up when memory is wanted and nobody else holds it; which one is the choice of a
 //! clock that spares what was used since its hand last came by.
+//!
+//! A guest is a block of a peer that is on none of this node's drives: nothing but its frame tells of it.
 
+use crate::place::NamespaceId;
 use refrain_index::chain::BlockKey;
+use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Frame;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +18,14 @@ struct Cached {
     used: bool,
     /// Which entry of the clock is this one's: a key may come back after it went.
     stamp: u64,
+    guest: Option<Guest>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Guest {
+    namespace: NamespaceId,
+    /// It is being saved on a drive.
+    keeping: bool,
 }
 
 #[derive(Debug, Default)]
@@ -46,9 +58,55 @@ impl HostTier {
 
     /// Keeps a frame whose bytes were checked.
     pub(crate) fn insert(&mut self, key: BlockKey, frame: Arc<Frame>) {
+        self.add(key, frame, None);
+    }
+
+    /// Keeps the frame of a block that is on no drive here.
+    pub(crate) fn insert_guest(
+        &mut self,
+        key: BlockKey,
+        frame: Arc<Frame>,
+        namespace: NamespaceId,
+    ) {
+        self.add(key, frame, Some(Guest { namespace, keeping: false }));
+    }
+
+    /// The frames of the first of these blocks, up to one that is not here; all are thereby used.
+    pub(crate) fn run(&mut self, shard: u32, hashes: &[SequenceHash]) -> Vec<Arc<Frame>> {
+        let keys = hashes.iter().map(|&sequence| BlockKey { sequence, shard });
+        keys.map_while(|key| self.get(key)).collect()
+    }
+
+    /// Whether a guest is to be saved now, by whoever asks first.
+    pub(crate) fn begin_keeping(&mut self, key: BlockKey) -> bool {
+        let guest = self.cached.get_mut(&key).and_then(|cached| cached.guest.as_mut());
+        guest.is_some_and(|guest| !std::mem::replace(&mut guest.keeping, true))
+    }
+
+    /// Whoever began has ended; what is on a drive is no guest any more.
+    pub(crate) fn end_keeping(&mut self, key: BlockKey, is_saved: bool) {
+        let Some(cached) = self.cached.get_mut(&key) else { return };
+        match &mut cached.guest {
+            guest if is_saved => *guest = None,
+            Some(guest) => guest.keeping = false,
+            None => {}
+        }
+    }
+
+    /// Gives up all guests of a namespace.
+    pub(crate) fn dismiss(&mut self, namespace: NamespaceId) {
+        let is_one = |guest: Option<Guest>| guest.is_some_and(|it| it.namespace == namespace);
+        let of = self.cached.iter().filter(|(_, cached)| is_one(cached.guest));
+        let keys: Vec<_> = of.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.remove(key);
+        }
+    }
+
+    fn add(&mut self, key: BlockKey, frame: Arc<Frame>, guest: Option<Guest>) {
         self.stamp += 1;
         self.bytes += frame.region().length();
-        let cached = Cached { frame, used: false, stamp: self.stamp };
+        let cached = Cached { frame, used: false, stamp: self.stamp, guest };
         self.clock.push_back((key, self.stamp));
         if let Some(before) = self.cached.insert(key, cached) {
             self.bytes -= before.frame.region().length();

@@ -1,16 +1,19 @@
 //! Leases: deadline-bound promises that blocks stay, and reservations of blocks to be saved.
 //!
-//! A lease holds the segments of its blocks and the frames of its loads. It ends when it is
+//! A lease holds the segments of its blocks and the frames of its loads, and what a peer has promised
+//! of the blocks behind them. It ends when it is
 //! released, when its time is up, or with its session; a reservation ends with its lease.
 
 use crate::forecast::Work;
 use crate::namespaces::{Registration, SessionId};
+use crate::peers::Remote;
 use crate::place::{BlockPlace, Group};
 use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Frame;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Names a lease; not to be guessed, as it stands for the right to its blocks.
 pub(crate) type LeaseId = u64;
@@ -23,8 +26,14 @@ pub(crate) struct Lease {
     pub(crate) registration: Arc<Registration>,
     /// Of all full blocks of the prompt.
     pub(crate) hashes: Arc<[SequenceHash]>,
-    /// Of those that matched.
+    /// Of those that matched on this node's drives; further ones are in memory, or a peer's.
     pub(crate) places: Vec<BlockPlace>,
+    /// Behind the places: guests of the host tier that the lookup found there.
+    pub(crate) guests: usize,
+    /// What a peer has promised behind those; none any more when all that matched is loaded.
+    pub(crate) remote: Option<Arc<Remote>>,
+    /// Whether those of them that were loaded have been saved here; `None` where nobody began.
+    pub(crate) keeping: Option<watch::Receiver<bool>>,
     /// Segments held, each once; none any more when all that matched is loaded.
     pub(crate) held: Vec<Group>,
     /// Loaded under this lease: whoever copies out of them reads no other block's bytes.
@@ -43,7 +52,7 @@ impl Lease {
     pub(crate) fn new(
         registration: Arc<Registration>,
         hashes: Arc<[SequenceHash]>,
-        places: Vec<BlockPlace>,
+        (places, guests): (Vec<BlockPlace>, Vec<Arc<Frame>>),
         (deadline, expected_load): (Instant, Duration),
     ) -> Self {
         let mut held: Vec<Group> = places.iter().map(|place| place.group).collect();
@@ -54,13 +63,21 @@ impl Lease {
             hashes,
             held,
             frames: Vec::new(),
-            loaded: vec![None; places.len()],
+            loaded: places.iter().map(|_| None).chain(guests.iter().cloned().map(Some)).collect(),
             places,
+            guests: guests.len(),
+            remote: None,
+            keeping: None,
             reservations: Vec::new(),
             expected_load,
             work: None,
             deadline,
         }
+    }
+
+    /// Blocks that matched, wherever they are.
+    pub(crate) fn matched(&self) -> usize {
+        self.loaded.len()
     }
 
     fn session(&self) -> Option<SessionId> {
@@ -235,7 +252,7 @@ mod tests {
 
     fn lease(session: u8, deadline: Instant) -> Lease {
         let ends = (deadline, Duration::ZERO);
-        Lease::new(registration(session), Arc::new([]), Vec::new(), ends)
+        Lease::new(registration(session), Arc::new([]), (Vec::new(), Vec::new()), ends)
     }
 
     fn reservation(lease: LeaseId) -> Reservation {

@@ -6,7 +6,9 @@
 
 use crate::clock::Clock;
 use crate::fates::{Eviction, Removal};
+use crate::forecast::Work;
 use crate::leases::LeaseId;
+use crate::metrics::Source as Tier;
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId};
 use crate::state::State;
@@ -24,7 +26,7 @@ use tracing::warn;
 
 mod block_read;
 
-pub(crate) use block_read::BlockRead;
+pub(crate) use block_read::{BlockRead, Origin};
 
 /// Why a matched block was not loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Miss {
     /// No frame in the load arena could be freed.
     NoMemory,
     Drive,
+    /// Gone, late, or not what was asked for.
+    Peer,
 }
 
 /// Stripe `stripe` of `blocks` blocks from `first_block` on is there.
@@ -52,6 +56,7 @@ pub struct Ended {
     pub reason: Option<Miss>,
     pub host: u32,
     pub ssd: u32,
+    pub peer: u32,
 }
 
 /// One caller's blocks.
@@ -63,8 +68,8 @@ pub struct Load {
     pub deadline: Instant,
     /// Blocks wanted; those behind the placed ones are misses.
     asked: u32,
-    /// Blocks that were in the host tier.
-    from_host: Vec<bool>,
+    /// Where each placed block was.
+    tiers: Vec<Tier>,
     progress: Mutex<Progress>,
     changed: Notify,
     clock: Clock,
@@ -93,7 +98,7 @@ pub enum LoadRefusal {
 impl Load {
     fn new(
         (asked, frames): (u32, Vec<Arc<Frame>>),
-        from_host: Vec<bool>,
+        tiers: Vec<Tier>,
         layout: Layout,
         deadline: Instant,
         reason: Option<Miss>,
@@ -104,7 +109,7 @@ impl Load {
         let end = count(frames.len());
         let progress = Progress { arrived: Vec::new(), lacking, end, reason, complete: 0 };
         let (progress, changed) = (Mutex::new(progress), Notify::new());
-        Self { frames, layout, deadline, asked, from_host, progress, changed, clock }
+        Self { frames, layout, deadline, asked, tiers, progress, changed, clock }
     }
 
     /// Where each block's payload lies in the load arena.
@@ -141,8 +146,9 @@ impl Load {
         let progress = self.progress();
         let loaded = progress.complete;
         let placed = usize::try_from(loaded).expect("32 bits fit");
-        let host = count(self.from_host[..placed].iter().filter(|host| **host).count());
-        Ended { loaded, reason: progress.reason, host, ssd: loaded - host }
+        let of = |tier: Tier| count(self.tiers[..placed].iter().filter(|it| **it == tier).count());
+        let (host, ssd, peer) = (of(Tier::Host), of(Tier::Ssd), of(Tier::Peer));
+        Ended { loaded, reason: progress.reason, host, ssd, peer }
     }
 
     fn arrive(&self, block: u32, stripe: u32) {
@@ -193,7 +199,24 @@ enum Source {
     Host,
     /// Somebody reads it already.
     Shared(Arc<BlockRead>),
-    Ssd(Arc<BlockRead>),
+    Read(Arc<BlockRead>),
+}
+
+impl Source {
+    fn read(&self) -> Option<&Arc<BlockRead>> {
+        match self {
+            Self::Host => None,
+            Self::Shared(read) | Self::Read(read) => Some(read),
+        }
+    }
+
+    fn tier(&self) -> Tier {
+        match self.read().map(|read| read.origin) {
+            None => Tier::Host,
+            Some(Origin::Drive(_)) => Tier::Ssd,
+            Some(Origin::Peer(..)) => Tier::Peer,
+        }
+    }
 }
 
 impl Node {
@@ -208,27 +231,31 @@ impl Node {
         let mut guard = self.state();
         let state = &mut *guard;
         let held = state.leases.get_mut(lease).ok_or(LoadRefusal::NoLease)?;
-        let matched = count(held.places.len());
+        let matched = count(held.matched());
         let end = first.checked_add(blocks).filter(|end| *end <= matched);
         let end = end.ok_or(LoadRefusal::OutOfRange { matched })?;
-        let range = index(first)..index(end);
-        let registration = Arc::clone(&held.registration);
-        let wanted: Vec<_> = held.hashes[range.clone()]
-            .iter()
-            .map(|&sequence| BlockKey { sequence, shard: registration.shard })
-            .zip(held.places[range].iter().copied())
+        let (registration, remote) = (Arc::clone(&held.registration), held.remote.clone());
+        let wanted: Vec<_> = (index(first)..index(end))
+            .map(|block| {
+                let key = BlockKey { sequence: held.hashes[block], shard: registration.shard };
+                (key, held.places.get(block).copied(), held.loaded[block].clone())
+            })
             .collect();
-        let loaded = held.loaded[index(first)..index(end)].to_vec();
+        let peer = Origin::Peer(registration.namespace, state.epoch(registration.namespace));
+        let stored = registration.layout.stored_length();
         let withdrawn = self.withdrawn();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
-        for (&(key, place), loaded) in wanted.iter().zip(loaded) {
-            let source = match loaded {
-                Some(frame) => Some((frame, Source::Host)),
-                None if withdrawn.holds(&place) && !state.host.contains(key) => {
+        for (key, place, loaded) in wanted {
+            let source = match (loaded, place) {
+                (Some(frame), _) => Some((frame, Source::Host)),
+                (None, Some(place)) if withdrawn.holds(&place) && !state.host.contains(key) => {
                     reason = Some(Miss::Drive);
                     break;
                 }
-                None => self.source(state, key, place),
+                (None, Some(place)) => {
+                    self.source(state, key, (Origin::Drive(place), place.stored_length()))
+                }
+                (None, None) => self.source(state, key, (peer, stored)),
             };
             let Some((frame, source)) = source else {
                 reason = Some(Miss::NoMemory);
@@ -237,63 +264,66 @@ impl Node {
             frames.push(frame);
             sources.push(source);
         }
-        let host: Vec<_> = sources.iter().map(|source| matches!(source, Source::Host)).collect();
-        let of = |in_host_tier: bool| {
-            let both = wanted.iter().zip(&host);
-            both.filter_map(move |((_, place), host)| (*host == in_host_tier).then_some(place))
-        };
-        let work = self.work(of(true), of(false));
+        let tiers: Vec<_> = sources.iter().map(Source::tier).collect();
+        let work = self.load_work(&sources, stored);
         if let Some(held) = state.leases.get_mut(lease) {
             held.frames.extend(frames.iter().cloned());
-            held.work = (blocks == matched && reason.is_none()).then_some(work);
+            // How long peers take is no matter of these drives.
+            let is_own = !tiers.contains(&Tier::Peer);
+            held.work = (blocks == matched && reason.is_none() && is_own).then_some(work);
         }
         let renewed = self.clock.now() + self.config.lease_default;
         state.leases.renew(lease, renewed);
         let reads = requests(state, &sources, &registration.layout, deadline);
         drop(guard);
         if reason.is_some() {
-            self.say_if_beyond_arena(u64::from(blocks) * registration.layout.stored_length());
+            self.say_if_beyond_arena(u64::from(blocks) * stored);
         }
         let layout = registration.layout.clone();
         let clock = self.clock.clone();
-        let load = Load::new((blocks, frames), host, layout, deadline, reason, clock);
+        let load = Load::new((blocks, frames), tiers, layout, deadline, reason, clock);
         let load = Arc::new(load);
         for (block, source) in (0..).zip(&sources) {
-            match source {
-                Source::Host => {
-                    (0..count(load.layout.stripes.len())).for_each(|s| load.arrive(block, s));
-                }
-                Source::Shared(read) | Source::Ssd(read) => read.join(&load, block),
+            match source.read() {
+                None => (0..count(load.layout.stripes.len())).for_each(|s| load.arrive(block, s)),
+                Some(read) => read.join(&load, block),
             }
         }
         self.submit(reads);
+        if let Some(remote) = remote {
+            remote.fetch(&fetches(first, &sources), deadline);
+        }
         Ok(load)
+    }
+
+    /// The work of a load of blocks that take `stored` bytes each, by this node alone.
+    fn load_work(&self, sources: &[Source], stored: u64) -> Work {
+        let places = sources.iter().filter_map(|source| match source.read()?.origin {
+            Origin::Drive(ref place) => Some(place),
+            Origin::Peer(..) => None,
+        });
+        let in_host = sources.iter().filter(|source| source.tier() == Tier::Host);
+        self.work(in_host.map(|_| stored), places)
     }
 
     fn source(
         self: &Arc<Self>,
         state: &mut State,
         key: BlockKey,
-        place: BlockPlace,
+        (origin, stored_length): (Origin, u64),
     ) -> Option<(Arc<Frame>, Source)> {
         if let Some(frame) = state.host.get(key) {
             return Some((frame, Source::Host));
         }
         // One of where the block lay before may never end: its drive was withdrawn since.
-        if let Some(read) = state.reading.get(&key).filter(|read| read.place == place) {
+        if let Some(read) = state.reading.get(&key).filter(|read| read.origin == origin) {
             self.metrics.shared_reads.inc();
             return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
         }
-        let frame = Arc::new(self.take_frame(state, place.stored_length())?);
-        let read = Arc::new(BlockRead {
-            node: Arc::downgrade(self),
-            key,
-            place,
-            frame: Arc::clone(&frame),
-            waiting: Mutex::default(),
-        });
+        let frame = Arc::new(self.take_frame(state, stored_length)?);
+        let read = Arc::new(BlockRead::new(Arc::downgrade(self), key, origin, Arc::clone(&frame)));
         state.reading.insert(key, Arc::clone(&read));
-        Some((frame, Source::Ssd(read)))
+        Some((frame, Source::Read(read)))
     }
 
     fn submit(&self, reads: BTreeMap<DriveId, Vec<RecordRead>>) {
@@ -321,11 +351,13 @@ impl Node {
         if lease.loaded.iter().any(Option::is_none) {
             return;
         }
+        let remote = lease.remote.take();
         let mut freed = false;
         for group in std::mem::take(&mut lease.held) {
             freed |= state.segments.let_go(group);
         }
         drop(guard);
+        drop(remote);
         self.leases_ended(freed);
     }
 
@@ -345,7 +377,9 @@ impl Node {
     /// Counts a load that has ended.
     pub fn count_load(&self, load: &Load, ended: Ended, elapsed: Duration) {
         let bytes = load.layout.payload_length;
-        self.metrics.loaded(u64::from(ended.host), u64::from(ended.ssd), bytes, elapsed);
+        let Ended { host, ssd, peer, .. } = ended;
+        let from = [(Tier::Host, host), (Tier::Ssd, ssd), (Tier::Peer, peer)];
+        self.metrics.loaded(from.map(|(tier, blocks)| (tier, blocks.into())), bytes, elapsed);
         if let Some(reason) = ended.reason {
             let missed = load.asked - ended.loaded;
             self.metrics.missed(reason, u64::from(missed));
@@ -354,10 +388,9 @@ impl Node {
 
     /// A read has ended: its frame is kept, or its block withdrawn.
     fn finish_read(&self, read: &BlockRead, outcome: &Result<(), ReadError>) {
+        let Origin::Drive(place) = read.origin else { return };
         let mut state = self.state();
-        if state.reading.get(&read.key).is_some_and(|known| known.place == read.place) {
-            state.reading.remove(&read.key);
-        }
+        state.no_more_reading(read);
         match outcome {
             Ok(()) => {
                 if state.chain.get(read.key).is_some() {
@@ -365,7 +398,7 @@ impl Node {
                 }
             }
             Err(error) if error.is_damage() => {
-                self.withdraw(&mut state, read.key, read.place, error);
+                self.withdraw(&mut state, read.key, place, error);
             }
             Err(error) => {
                 drop(state);
@@ -373,6 +406,23 @@ impl Node {
                     warn!(block = %read.key.sequence, error = %error, "block not read");
                 }
             }
+        }
+    }
+
+    /// A block of a peer has come, or does not: its frame is kept.
+    fn finish_fetch(&self, read: &BlockRead, outcome: Result<(), Miss>) {
+        let Origin::Peer(namespace, epoch) = read.origin else { return };
+        let mut state = self.state();
+        state.no_more_reading(read);
+        // What was dropped meanwhile is nobody's guest.
+        if outcome.is_err() || state.epoch(namespace) != epoch {
+            return;
+        }
+        let frame = Arc::clone(&read.frame);
+        if state.chain.get(read.key).is_some() {
+            state.host.insert(read.key, frame);
+        } else {
+            state.host.insert_guest(read.key, frame, namespace);
         }
     }
 
@@ -406,6 +456,26 @@ impl Node {
     }
 }
 
+impl State {
+    fn no_more_reading(&mut self, read: &BlockRead) {
+        if self.reading.get(&read.key).is_some_and(|known| known.origin == read.origin) {
+            self.reading.remove(&read.key);
+        }
+    }
+}
+
+/// What a peer is asked for, by the blocks of the prompt.
+fn fetches(first: u32, sources: &[Source]) -> Vec<(u32, Arc<BlockRead>)> {
+    let numbered = (first..).zip(sources);
+    let wanted = numbered.filter_map(|(block, source)| match source {
+        Source::Read(read) if matches!(read.origin, Origin::Peer(..)) => {
+            Some((block, Arc::clone(read)))
+        }
+        Source::Host | Source::Shared(_) | Source::Read(_) => None,
+    });
+    wanted.collect()
+}
+
 /// What the drives are asked for, each in the order of the prompt.
 fn requests(
     state: &State,
@@ -415,19 +485,20 @@ fn requests(
 ) -> BTreeMap<DriveId, Vec<RecordRead>> {
     let mut reads: BTreeMap<DriveId, Vec<RecordRead>> = BTreeMap::new();
     for source in sources {
-        let Source::Ssd(read) = source else { continue };
+        let Source::Read(read) = source else { continue };
+        let Origin::Drive(place) = read.origin else { continue };
         let record = RecordRead {
-            address: state.segments.address(&read.place),
+            address: state.segments.address(&place),
             sequence_hash: read.key.sequence.0,
             shard: read.key.shard,
-            namespace: state.namespaces.get(read.place.namespace).digest.0,
+            namespace: state.namespaces.get(place.namespace).digest.0,
             shape: Shape::Layout(layout.clone()),
             frame: Arc::clone(&read.frame),
             by_stripe: true,
             deadline: Some(deadline),
             sink: Arc::<BlockRead>::clone(read),
         };
-        reads.entry(read.place.group.drive()).or_default().push(record);
+        reads.entry(place.group.drive()).or_default().push(record);
     }
     reads
 }

@@ -1,8 +1,10 @@
 //! Registrations and lookups: from a prompt to its longest resident prefix, leased.
 
 use crate::leases::{Lease, LeaseId};
+use crate::metrics::Source;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
+use crate::peers::Remote;
 use crate::place::BlockPlace;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
@@ -58,9 +60,11 @@ pub struct Registered {
 pub struct Match {
     pub lease: LeaseId,
     pub prompt_blocks: u32,
-    /// Of the matched blocks, in order: whether the host tier has each.
-    pub in_host: Vec<bool>,
+    /// Of the matched blocks, in order: where each is.
+    pub tiers: Vec<Source>,
     pub expected_load: Duration,
+    /// Of the blocks of peers alone.
+    pub expected_peer: Duration,
     pub lease_time: Duration,
 }
 
@@ -95,7 +99,9 @@ impl Node {
         }
         self.check_room(layout.stored_length())?;
         let mut state = self.state();
-        if session.is_some_and(|session| !state.sessions.contains_key(&session)) {
+        let is_known =
+            |session| state.sessions.contains_key(&session) || state.links.contains(&session);
+        if session.is_some_and(|session| !is_known(session)) {
             return Err(RegisterError::Session);
         }
         if state.registrations.len() >= REGISTRATIONS_MAX {
@@ -134,7 +140,21 @@ impl Node {
         lease_time: Option<Duration>,
     ) -> Match {
         let begin = self.clock.now();
-        let hashes: Arc<[SequenceHash]> = hashes(registration, prompt).into();
+        let hashes = hashes(registration, prompt).into();
+        let found = self.lookup_chain(registration, hashes, lease_time);
+        let (prompt_blocks, matched) =
+            (found.prompt_blocks.into(), count(found.tiers.len()).into());
+        self.metrics.looked_up(prompt_blocks, matched, self.clock.now() - begin);
+        found
+    }
+
+    /// As `lookup`, of blocks by their names.
+    pub(crate) fn lookup_chain(
+        &self,
+        registration: &Arc<Registration>,
+        hashes: Arc<[SequenceHash]>,
+        lease_time: Option<Duration>,
+    ) -> Match {
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
         let tick = self.clock.tick();
         let mut state = self.state();
@@ -145,11 +165,16 @@ impl Node {
             !withdrawn.holds(place) || state.host.contains(key)
         });
         places.truncate(reach.count());
-        let in_host = in_host(&state, registration.shard, &hashes, &places);
-        let expected_load = self.expected_load(&state, &places, &in_host);
+        let mut tiers = tiers(&state, registration.shard, &hashes, &places);
+        let guests = state.host.run(registration.shard, &hashes[places.len()..]);
+        tiers.extend(guests.iter().map(|_| Source::Host));
+        let stored = registration.layout.stored_length();
+        let expected_load = self.expected_load(&state, (&places, &tiers), stored);
         let prompt_blocks = count(hashes.len());
         let deadline = self.clock.now() + lease_time;
-        let lease = Lease::new(Arc::clone(registration), hashes, places, (deadline, expected_load));
+        let resident = (places, guests);
+        let lease =
+            Lease::new(Arc::clone(registration), hashes, resident, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
         let lease = state.leases.add(lease);
@@ -157,30 +182,55 @@ impl Node {
         if is_first {
             self.leases_changed.notify_one();
         }
-        self.metrics.looked_up(
-            u64::from(prompt_blocks),
-            u64::from(count(in_host.len())),
-            self.clock.now() - begin,
-        );
-        Match { lease, prompt_blocks, in_host, expected_load, lease_time }
+        let expected_peer = Duration::ZERO;
+        Match { lease, prompt_blocks, tiers, expected_load, expected_peer, lease_time }
     }
 
-    /// Of all matched blocks, as the drives stand now.
-    fn expected_load(&self, state: &State, places: &[BlockPlace], in_host: &[bool]) -> Duration {
-        if places.is_empty() {
+    /// Blocks behind those that matched, which a peer has promised. Without effect where the lease has
+    /// ended; the promise is then given back.
+    pub(crate) fn extend(&self, found: &mut Match, remote: Arc<Remote>) {
+        let mut state = self.state();
+        let Some(lease) = state.leases.get_mut(found.lease) else { return };
+        let behind = usize::try_from(remote.blocks).expect("32 bits fit");
+        found.expected_peer = remote.expected;
+        // Drives and peers work side by side.
+        found.expected_load = found.expected_load.max(remote.expected);
+        found.tiers.extend(std::iter::repeat_n(Source::Peer, behind));
+        lease.loaded.extend(std::iter::repeat_n(None, behind));
+        lease.expected_load = found.expected_load;
+        lease.remote = Some(remote);
+        self.metrics.matched_blocks.inc_by(u64::try_from(behind).expect("usize fits"));
+    }
+
+    /// Of all matched blocks, which take `stored` bytes each, as the drives stand now.
+    fn expected_load(
+        &self,
+        state: &State,
+        (places, tiers): (&[BlockPlace], &[Source]),
+        stored: u64,
+    ) -> Duration {
+        if tiers.is_empty() {
             return Duration::ZERO;
         }
-        let of = |in_host_tier: bool| {
-            let both = places.iter().zip(in_host);
-            both.filter_map(move |(place, host)| (*host == in_host_tier).then_some(place))
-        };
-        state.forecast.expected(self.work(of(true), of(false)))
+        let on_ssd = places.iter().zip(tiers).filter(|(_, tier)| **tier == Source::Ssd);
+        let in_host = tiers.iter().filter(|tier| **tier == Source::Host);
+        let work = self.work(in_host.map(|_| stored), on_ssd.map(|(place, _)| place));
+        state.forecast.expected(work)
     }
 
     /// Prolongs a lease; for how long, or `None` when it is over.
     pub fn renew(&self, lease: LeaseId, time: Option<Duration>) -> Option<Duration> {
         let time = time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
-        self.state().leases.renew(lease, self.clock.now() + time).then_some(time)
+        let mut state = self.state();
+        if !state.leases.renew(lease, self.clock.now() + time) {
+            return None;
+        }
+        let remote = state.leases.get_mut(lease).and_then(|lease| lease.remote.clone());
+        drop(state);
+        if let Some(remote) = remote {
+            remote.renew(time);
+        }
+        Some(time)
     }
 
     /// Ends a lease; whether it held until now. `load_time` is what a load of all that matched took
@@ -220,9 +270,13 @@ pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<Seq
     }
 }
 
-fn in_host(state: &State, shard: u32, hashes: &[SequenceHash], places: &[BlockPlace]) -> Vec<bool> {
+fn tiers(state: &State, shard: u32, hashes: &[SequenceHash], places: &[BlockPlace]) -> Vec<Source> {
     let matched = hashes.iter().take(places.len());
-    matched.map(|&sequence| state.host.contains(BlockKey { sequence, shard })).collect()
+    let tier = |&sequence: &SequenceHash| {
+        let in_host = state.host.contains(BlockKey { sequence, shard });
+        if in_host { Source::Host } else { Source::Ssd }
+    };
+    matched.map(tier).collect()
 }
 
 fn count(blocks: usize) -> u32 {

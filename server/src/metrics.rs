@@ -5,23 +5,27 @@
 
 use crate::fates::Eviction;
 use crate::load::Miss;
+use crate::peers::Asked;
 use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use refrain_index::directory::Membership;
 use refrain_store::drive::DriveStats;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 
 mod drives;
+mod fleet;
 mod labels;
 mod record;
 
 pub use labels::{CounterBy, Label, Source};
 
 use drives::{AskDrives, DriveCollector};
+use fleet::FleetCollector;
 
 /// A number that goes up and down.
 pub type Level = Gauge<u64, AtomicU64>;
@@ -57,6 +61,17 @@ pub struct Metrics {
     pub moved_bytes: Counter,
     pub damaged_blocks: Counter,
     pub leases_expired: Counter,
+    /// Sent to peers.
+    pub sent_blocks: Counter,
+    pub sent_bytes: Counter,
+    /// Blocks of peers that were saved on this node's own drives.
+    pub kept_blocks: Counter,
+    /// Questions to peers of lookups, by how they ended.
+    pub offers: CounterBy<Asked>,
+    /// Bytes that peers were promised, and not sent yet.
+    pub send_queue_bytes: Level,
+    /// Connections of peers.
+    pub links: Level,
     pub sessions: Level,
     pub leases: Level,
     pub reservations: Level,
@@ -72,6 +87,7 @@ pub struct Metrics {
     /// From the start of the process until it served.
     pub restart_seconds: Seconds,
     drives: DriveCollector,
+    fleet: FleetCollector,
     registry: Registry,
 }
 
@@ -122,6 +138,8 @@ impl Metrics {
         make.registry.register_with_unit("restart", help, Unit::Seconds, restart);
         let drives = DriveCollector { ask: std::sync::Arc::default() };
         make.registry.register_collector(Box::new(drives.clone()));
+        let fleet = FleetCollector::default();
+        make.registry.register_collector(Box::new(fleet.clone()));
         Self {
             lookups: make.counter("lookups", "Prompts looked up"),
             lookup_blocks: make.counter("lookup_blocks", "Full blocks of prompts looked up"),
@@ -151,6 +169,12 @@ impl Metrics {
             moved_bytes: make.counter("moved_bytes", "Bytes that reclaim wrote again"),
             damaged_blocks: make.counter("damaged_blocks", "Blocks that did not pass a check"),
             leases_expired: make.counter("leases_expired", "Leases that nobody released in time"),
+            sent_blocks: make.counter("sent_blocks", "Blocks sent to peers"),
+            sent_bytes: make.counter("sent_bytes", "Bytes sent to peers"),
+            kept_blocks: make.counter("kept_blocks", "Blocks of peers saved on own drives"),
+            offers: make.counter_by("offers", "Questions of lookups to peers, by their end"),
+            send_queue_bytes: make.level("send_queue_bytes", "Promised to peers, not sent yet"),
+            links: make.level("links", "Connections of peers"),
             sessions: make.level("sessions", "Workers connected"),
             leases: make.level("leases", "Leases held"),
             reservations: make.level("reservations", "Saves reserved, not yet committed"),
@@ -163,6 +187,7 @@ impl Metrics {
             save_queue_bytes: make.level("save_queue_bytes", "Saves that wait for a drive"),
             restart_seconds,
             drives,
+            fleet,
             registry: make.registry,
         }
     }
@@ -175,6 +200,11 @@ impl Metrics {
     ) {
         let ask: AskDrives = Box::new(ask);
         assert!(self.drives.ask.set(ask).is_ok(), "drives start once");
+    }
+
+    /// Tells of a fleet's directory from now on.
+    pub(crate) fn watch_fleet(&self, membership: &Membership) {
+        self.fleet.membership.get_or_init(|| membership.clone());
     }
 
     /// All of it in the `OpenMetrics` text format.

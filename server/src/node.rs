@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::disks::{Disk, Disks};
 use crate::epochs::EpochsError;
 use crate::events::Change;
+use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::place::DriveId;
 use crate::recovery::Found;
@@ -18,7 +19,7 @@ use refrain_store::drive::{Drive, OpenError};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{Notify, broadcast};
@@ -97,6 +98,8 @@ pub struct Node {
     pub(crate) said_beyond_arena: AtomicBool,
     /// Held while pins change.
     pub(crate) pinning: Mutex<()>,
+    /// This node's part in a fleet, where it has one.
+    pub(crate) fleet: OnceLock<Fleet>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -174,6 +177,7 @@ impl Node {
         state.expire_pins(unix_ms());
         let pinned = self.numbered_disks().map(|(drive, _)| state.segments.pinned_bytes(drive));
         self.metrics.pinned_bytes.set(pinned.sum());
+        self.metrics.links.set(u64::try_from(state.links.len()).expect("usize fits"));
         drop(state);
         let held = self.held();
         let Metrics { sessions, leases, reservations, blocks, .. } = &self.metrics;

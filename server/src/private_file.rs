@@ -4,9 +4,43 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a file that keeps a secret is not read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PrivateFileError {
+    #[error("read secret file {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("secret file {} is no regular file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("secret file {} may be used by others (mode {mode:04o}): chmod 600 it", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+}
+
+/// What a file of its owner alone holds, or the first `most` bytes of it.
+pub(crate) fn read(path: &Path, flags: OFlags, most: u64) -> Result<Vec<u8>, PrivateFileError> {
+    let error = |source: io::Error| PrivateFileError::Read { path: path.into(), source };
+    // Without waiting: a pipe would never answer.
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?;
+    let file = File::from(file);
+    let metadata = file.metadata().map_err(error)?;
+    if !metadata.is_file() {
+        return Err(PrivateFileError::NotAFile { path: path.into() });
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(PrivateFileError::Exposed { path: path.into(), mode });
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes).map_err(error)?;
+    Ok(bytes)
+}
 
 /// Makes the file at `path` hold `bytes`, for its owner alone: written beside it, synced, renamed.
 /// No link is followed.

@@ -96,6 +96,9 @@ impl Node {
         let mut state = self.state();
         state.epochs = epochs;
         let id = state.namespaces.find(digest);
+        if let Some(id) = id {
+            state.host.dismiss(id);
+        }
         let of = |(key, place, _): (BlockKey, BlockPlace, u32)| {
             (Some(place.namespace) == id).then_some(key)
         };

@@ -87,7 +87,10 @@ pub struct Placed {
 }
 
 /// A block of the prompt, its pages, and what keeps them until they are written.
-type Outgoing = (u32, Region, Option<Box<dyn Any + Send>>);
+pub(crate) type Outgoing = (u32, Region, Option<Box<dyn Any + Send>>);
+
+/// The blocks of a prompt by name, and whose they are.
+pub(crate) type Chain = (Arc<Registration>, Arc<[SequenceHash]>);
 
 /// Payloads that may be written, in order.
 pub struct Batch {
@@ -109,6 +112,15 @@ impl std::fmt::Debug for Batch {
 type Sent = Vec<(u32, oneshot::Receiver<Result<Stored, AppendError>>)>;
 
 impl Batch {
+    pub(crate) fn new(
+        (registration, hashes): Chain,
+        blocks: Vec<Outgoing>,
+        epoch: u64,
+        begin: Instant,
+    ) -> Self {
+        Self { registration, hashes, blocks, epoch, begin }
+    }
+
     /// Queues the blocks at a drive, one by one: it writes the first while the next is checksummed.
     /// With why not all of them were.
     fn send(self, drive: &Drive) -> (Sent, Option<Refusal>) {
@@ -220,7 +232,7 @@ impl Node {
     }
 
     /// Bytes of the queue for saves that nobody has taken. An idle node takes at least one block.
-    fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
+    pub(crate) fn save_room(&self, state: &State, block_bytes: u64) -> u64 {
         let stats = self.disks.iter().map(|disk| disk.drive.stats());
         // What a drive that hangs has queued would leave no room for the others.
         let working = stats.filter(|stats| stats.withdrawn.is_none());

@@ -6,29 +6,25 @@
 //! drive has a copy.
 
 use crate::config::Config;
-use crate::private_file;
-use rustix::fs::{self, Mode, OFlags};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use crate::private_file::{self, PrivateFileError};
+use rustix::fs::OFlags;
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tracing::warn;
 
 pub const SECRET_BYTES: usize = 32;
+/// Bytes that are read of a file: more than any secret takes.
+const MOST: u64 = 128;
 
 /// Why there is no secret.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SecretError {
-    #[error("read secret file {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
     #[error("write secret file {}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("secret file {} is no regular file", path.display())]
-    NotAFile { path: PathBuf },
-    #[error("secret file {} may be used by others (mode {mode:04o}): chmod 600 it", path.display())]
-    Exposed { path: PathBuf, mode: u32 },
     #[error("secret file {} holds neither {SECRET_BYTES} bytes nor {} hex digits", path.display(), 2 * SECRET_BYTES)]
     Content { path: PathBuf },
     #[error("no drive to keep a secret on: give one, or a secret file")]
@@ -60,13 +56,15 @@ impl Config {
                 (Ok(found), None) => secret = Some(found),
                 (Ok(found), Some(secret)) if found == secret => {}
                 (Ok(_), Some(_)) => warn!(path = %path.display(), "another secret: not used"),
-                (Err(SecretError::Read { source, .. }), _)
+                (Err(SecretError::File(PrivateFileError::Read { source, .. })), _)
                     if source.kind() == io::ErrorKind::NotFound =>
                 {
                     without.push(path);
                 }
                 // Another drive may tell it.
-                (Err(error @ SecretError::Read { .. }), _) => unread = Some(error),
+                (Err(error @ SecretError::File(PrivateFileError::Read { .. })), _) => {
+                    unread = Some(error);
+                }
                 (Err(error), _) => return Err(error),
             }
         }
@@ -86,22 +84,7 @@ impl Config {
 }
 
 fn read(path: &Path, flags: OFlags) -> Result<[u8; SECRET_BYTES], SecretError> {
-    let error = |source: io::Error| SecretError::Read { path: path.into(), source };
-    // Without waiting: a pipe would never answer.
-    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = fs::open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?;
-    let file = File::from(file);
-    let metadata = file.metadata().map_err(error)?;
-    if !metadata.is_file() {
-        return Err(SecretError::NotAFile { path: path.into() });
-    }
-    let mode = metadata.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(SecretError::Exposed { path: path.into(), mode });
-    }
-    let mut bytes = Vec::new();
-    let most = 4 * u64::try_from(SECRET_BYTES).expect("it is small");
-    file.take(most).read_to_end(&mut bytes).map_err(error)?;
+    let bytes = private_file::read(path, flags, MOST)?;
     decode(&bytes).ok_or_else(|| SecretError::Content { path: path.into() })
 }
 
@@ -139,7 +122,7 @@ mod tests {
     //! Proves that a secret outlives a restart, and that a file which keeps none is refused.
 
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191A1B1C1D1E1F";
 
@@ -222,11 +205,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let named = Config { secret_file: Some(missing.clone()), ..Config::default() };
-        assert!(matches!(named.secret([].into_iter(), true), Err(SecretError::Read { .. })));
+        let unread =
+            |secret| matches!(secret, Err(SecretError::File(PrivateFileError::Read { .. })));
+        assert!(unread(named.secret([].into_iter(), true)));
         assert!(!missing.exists());
 
         std::os::unix::fs::symlink("/dev/zero", directory.path().join("secret")).unwrap();
-        assert!(matches!(of([directory.path()], true), Err(SecretError::Read { .. })));
+        assert!(unread(of([directory.path()], true)));
         assert!(matches!(of([], true), Err(SecretError::NoPlace)));
     }
 }

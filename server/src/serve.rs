@@ -10,24 +10,30 @@ use crate::announce::{self, Opened};
 use crate::cache_service::CacheService;
 use crate::config::{Config, ConfigError, Invalid};
 use crate::events_service::EventsService;
-use crate::metrics_http::{Health, MetricsHttpError, MetricsServer};
+use crate::fleet::FleetError;
+use crate::metrics_http::{Health as State, MetricsHttpError, MetricsServer};
 use crate::node::{Node, NodeError};
+use crate::peers::door::Sessions;
+use crate::peers::edge::{Admitted, Edge, EdgeError};
+use crate::peers::service::PeerService;
 use crate::sockets::{SocketError, Sockets};
 use refrain_proto::v1::admin_server::AdminServer;
 use refrain_proto::v1::cache_server::CacheServer;
 use refrain_proto::v1::events_server::EventsServer;
+use refrain_proto::v1::peer_server::PeerServer;
 use refrain_store::drive::Drive;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tracing::{info, warn};
 
 /// A prompt of a million tokens is 4 MB; a reply about its blocks is less.
@@ -39,6 +45,9 @@ const STREAM_WINDOW: u32 = 4 << 20;
 
 /// The most that comes in one piece.
 const FRAME: u32 = 1 << 20;
+
+/// Whether another machine is there still, an idle connection finds out so often.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Why a sidecar does not start, or ends before it is told to.
 #[derive(Debug, Error)]
@@ -54,6 +63,10 @@ pub enum ServeError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     AddressFile(#[from] AddressFileError),
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     #[error("hand the sockets to the runtime")]
     Runtime { source: io::Error },
     #[error("build the reflection service")]
@@ -66,16 +79,12 @@ pub enum ServeError {
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let begun = Instant::now();
     config.validate()?;
-    let (health, watched) = watch::channel(Health::Starting);
+    let (health, watched) = watch::channel(State::Starting);
     let (stop, stopped) = watch::channel(());
-    let server = match config.metrics {
-        Some(address) => Some(MetricsServer::bind(address).await?),
-        None => None,
-    };
+    let server = bind_metrics(&config).await?;
+    let mut edge = Edge::open(&config).await?;
     let metrics_address = server.as_ref().map(MetricsServer::address);
-    let opening = config.clone();
-    let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
-    let node = node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let node = open(&config).await?;
     let http = server.map(|server| {
         let counted = Arc::clone(&node);
         let text = Arc::new(move || counted.metrics_text());
@@ -92,43 +101,51 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let sessions = UnixListener::from_std(sessions).map_err(runtime)?;
     let mut tasks = node.spawn_tasks(&address_files);
     tasks.spawn(crate::sessions::accept(Arc::clone(&node), sessions));
+    node.join_fleet(&config, &mut tasks)?;
 
+    let peers = edge.peers(&config, &node);
+    let peers_address = edge.address();
     let (drain, drained) = watch::channel(false);
-    let (reporter, router) = services(&node, drain).await?;
-    let incoming = UnixListenerStream::new(grpc);
-    let grpc = tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed(stopped)));
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let cache = CacheService { node: Arc::clone(&node), peers: peers.clone() };
+    let admin = AdminService { node: Arc::clone(&node), peers, drain };
+    let admitted = edge.admit(&node, &mut tasks);
+    let serving = Serving::start((health_service, cache, admin), grpc, admitted, &stopped)?;
 
-    health.send_replace(Health::Serving);
+    health.send_replace(State::Serving);
     let restart = begun.elapsed();
     node.metrics().restart_seconds.set(restart.as_secs_f64());
-    announce::serving((&config, &listen), &opened(&node), metrics_address, restart);
+    announce::serving(
+        (&config, &listen),
+        &opened(&node),
+        (metrics_address, peers_address),
+        restart,
+    );
     tokio::select! {
         () = shutdown => {}
         () = asked(drained) => {}
     }
 
-    health.send_replace(Health::Draining);
+    health.send_replace(State::Draining);
     node.begin_drain();
+    node.drain_fleet().await;
     reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     info!(limit = ?config.drain, "draining");
     let finish = async {
         node.drained().await;
         // Nobody finds the sidecar from here on; calls under way finish.
         drop((address_files, socket_files, stop));
-        grpc.await
+        serving.ended().await
     };
-    if let Ok(Ok(served)) = tokio::time::timeout(config.drain, finish).await {
-        served.map_err(|source| ServeError::Grpc { source })?;
+    if let Ok(served) = tokio::time::timeout(config.drain, finish).await {
+        served?;
     } else {
         warn!(limit = ?config.drain, "calls were cut off");
     }
+    node.leave_fleet().await;
     tasks.shutdown().await;
-    let stopping = Arc::clone(&node);
-    let stopping = tokio::task::spawn_blocking(move || stopping.stop());
-    // A drive that hangs is no reason to: what it had not synced was never promised.
-    if tokio::time::timeout(config.drain, stopping).await.is_err() {
-        warn!(limit = ?config.drain, "drives do not stop");
-    }
+    stop_drives(node, config.drain).await;
     if let Some(http) = http {
         let _ = http.await;
     }
@@ -136,35 +153,116 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     Ok(())
 }
 
-/// Everything that is served over gRPC; health says so from the start.
-async fn services(
-    node: &Arc<Node>,
-    drain: watch::Sender<bool>,
-) -> Result<(HealthReporter, Router), ServeError> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+async fn bind_metrics(config: &Config) -> Result<Option<MetricsServer>, MetricsHttpError> {
+    match config.metrics {
+        Some(address) => MetricsServer::bind(address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn open(config: &Config) -> Result<Arc<Node>, NodeError> {
+    let opening = config.clone();
+    let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
+    node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+async fn stop_drives(node: Arc<Node>, limit: Duration) {
+    let stopping = tokio::task::spawn_blocking(move || node.stop());
+    // One that hangs is no reason to wait: what it had not synced was never promised.
+    if tokio::time::timeout(limit, stopping).await.is_err() {
+        warn!(?limit, "drives do not stop");
+    }
+}
+
+/// What answers calls, until it is told to stop.
+struct Serving {
+    local: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// For other machines.
+    remote: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+}
+
+impl Serving {
+    fn start<H: Health>(
+        (health, cache, admin): (HealthServer<H>, CacheService, AdminService),
+        grpc: UnixListener,
+        admitted: Option<Admitted>,
+        stopped: &watch::Receiver<()>,
+    ) -> Result<Self, ServeError> {
+        let router = services(health.clone(), &cache, admin)?;
+        let (incoming, end) = (UnixListenerStream::new(grpc), closed(stopped.clone()));
+        let local = tokio::spawn(router.serve_with_incoming_shutdown(incoming, end));
+        let remote = admitted.map(|(sessions, visitors)| {
+            let router = remote_services(health, &cache, sessions);
+            let (incoming, end) = (ReceiverStream::new(visitors), closed(stopped.clone()));
+            tokio::spawn(router.serve_with_incoming_shutdown(incoming, end))
+        });
+        Ok(Self { local, remote })
+    }
+
+    /// When all calls have ended.
+    async fn ended(self) -> Result<(), ServeError> {
+        let grpc = |source| ServeError::Grpc { source };
+        if let Ok(served) = self.local.await {
+            served.map_err(grpc)?;
+        }
+        match self.remote {
+            Some(remote) => remote.await.map_or(Ok(()), |served| served.map_err(grpc)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that is served over gRPC on this node.
+fn services<H: Health>(
+    health: HealthServer<H>,
+    cache: &CacheService,
+    admin: AdminService,
+) -> Result<Router, ServeError> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(refrain_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|source| ServeError::Reflection { source })?;
-    let cache = CacheServer::new(CacheService(Arc::clone(node)))
+    let events = EventsServer::new(EventsService(Arc::clone(&admin.node)));
+    let admin = AdminServer::new(admin)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let admin = AdminServer::new(AdminService { node: Arc::clone(node), drain })
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let events = EventsServer::new(EventsService(Arc::clone(node)));
-    let router = Server::builder()
+    let router = server()
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(cache_server(cache))
+        .add_service(admin)
+        .add_service(events);
+    Ok(router)
+}
+
+/// What is served to other machines: blocks, and no operator's calls.
+fn remote_services<H: Health>(
+    health: HealthServer<H>,
+    cache: &CacheService,
+    sessions: Arc<Sessions>,
+) -> Router {
+    let peer = PeerServer::new(PeerService(sessions)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    // What a connection was offered is given back when its machine has gone without a word.
+    server()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(health)
+        .add_service(cache_server(cache))
+        .add_service(peer)
+}
+
+fn server() -> Server {
+    Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(2 * STREAM_WINDOW)
         .max_frame_size(FRAME)
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(cache)
-        .add_service(admin)
-        .add_service(events);
-    Ok((reporter, router))
+}
+
+fn cache_server(cache: &CacheService) -> CacheServer<CacheService> {
+    CacheServer::new(cache.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// Ends when somebody asks for a drain over gRPC.

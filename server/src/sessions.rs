@@ -6,11 +6,12 @@
 
 use crate::namespaces::SessionId;
 use crate::node::Node;
+use crate::state::State;
 use refrain_proto::session::{self, HandshakeError, Hello, Status, Welcome};
 use refrain_store::arena::{Access, Mapping};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -133,17 +134,37 @@ impl Node {
     /// A worker has gone: nothing is kept for it.
     pub fn end_session(&self, id: SessionId) {
         let mut state = self.state();
+        // What is being written from it keeps it mapped until it is written.
+        state.sessions.remove(&id);
+        let sessions = state.sessions.len();
+        let leases = self.end_leases_of(id, state);
+        info!(sessions, leases, "session ended");
+    }
+
+    /// Takes a peer in, whose connection is called `id`.
+    pub(crate) fn begin_link(&self, id: SessionId) {
+        self.state().links.insert(id);
+    }
+
+    /// A peer's connection has ended: nothing is kept for it.
+    pub(crate) fn end_link(&self, id: SessionId) {
+        let mut state = self.state();
+        if state.links.remove(&id) {
+            let leases = self.end_leases_of(id, state);
+            debug!(leases, "peer has left");
+        }
+    }
+
+    /// Ends all that was registered with `id`; how many leases that were.
+    fn end_leases_of(&self, id: SessionId, mut state: MutexGuard<'_, State>) -> usize {
         let leases = state.leases.end_session(id);
         let mut freed = false;
         for lease in &leases {
             freed |= state.let_go(lease);
         }
         state.registrations.end_session(id);
-        // What is being written from it keeps it mapped until it is written.
-        state.sessions.remove(&id);
-        let sessions = state.sessions.len();
         drop(state);
-        info!(sessions, leases = leases.len(), "session ended");
         self.leases_ended(freed);
+        leases.len()
     }
 }

@@ -19,7 +19,7 @@ use refrain_index::chain::{BlockKey, Chain, InsertError};
 use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Mapping;
 use refrain_store::geometry::Generation;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
@@ -32,7 +32,9 @@ pub(crate) struct State {
     pub(crate) host: HostTier,
     /// Session arenas, for reading.
     pub(crate) sessions: HashMap<SessionId, Arc<Mapping>>,
-    /// Blocks on their way from a drive: who wants one of them shares its read.
+    /// Connections of peers: they register as sessions do, and have no arena.
+    pub(crate) links: HashSet<SessionId>,
+    /// Blocks on their way from a drive or a peer: who wants one of them shares its read.
     pub(crate) reading: HashMap<BlockKey, Arc<BlockRead>>,
     pub(crate) events: Events,
     pub(crate) epochs: Epochs,
@@ -124,6 +126,8 @@ impl State {
         top: BlockKey,
         removal: Removal,
     ) -> Vec<(BlockKey, BlockPlace)> {
+        // Also a guest, of which nothing else is here.
+        self.host.remove(top);
         self.let_pins_go(top);
         let removed = self.chain.remove(top);
         let mut gone: Vec<(BlockKey, NamespaceId)> = Vec::with_capacity(removed.len());

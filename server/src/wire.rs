@@ -59,6 +59,42 @@ pub fn namespace(wire: Option<v1::Namespace>) -> Result<Namespace, WireError> {
     })
 }
 
+/// As another sidecar is told of it.
+pub(crate) fn of_namespace(namespace: &Namespace) -> v1::Namespace {
+    let Namespace { layout, groups, parallel, .. } = namespace.clone();
+    let layout = match layout {
+        KvLayout::KeyValue => v1::KvLayout::KeyValue,
+        KvLayout::Latent => v1::KvLayout::Latent,
+    };
+    let group = |group: AttentionGroup| {
+        let (kind, layers, window_tokens) = match group {
+            AttentionGroup::Full { layers } => (Kind::Full, layers, 0),
+            AttentionGroup::Recurrent { layers } => (Kind::Recurrent, layers, 0),
+            AttentionGroup::SlidingWindow { layers, window_tokens } => {
+                (Kind::SlidingWindow, layers, window_tokens)
+            }
+        };
+        v1::AttentionGroup { kind: kind.into(), layers, window_tokens }
+    };
+    v1::Namespace {
+        tenant: namespace.tenant.clone(),
+        model: namespace.model.clone(),
+        weights: namespace.weights.clone(),
+        config_digest: namespace.config_digest.clone(),
+        kv_dtype: namespace.kv_dtype.clone(),
+        block_tokens: namespace.block_tokens,
+        layers: namespace.layers,
+        layer_bytes: namespace.layer_bytes,
+        layout: layout.into(),
+        groups: groups.into_iter().map(group).collect(),
+        tensor_parallel: parallel.tensor,
+        pipeline_parallel: parallel.pipeline,
+        context_parallel: parallel.context,
+        adapter_digest: namespace.adapter_digest.clone(),
+        salt: namespace.salt.clone(),
+    }
+}
+
 fn attention(index: usize, group: &v1::AttentionGroup) -> Result<AttentionGroup, WireError> {
     let layers = group.layers;
     match Kind::try_from(group.kind) {
@@ -140,6 +176,17 @@ mod tests {
     #[test]
     fn a_whole_namespace_has_a_digest() {
         namespace(Some(whole())).unwrap().digest().unwrap();
+    }
+
+    #[test]
+    fn another_sidecar_is_told_of_all_of_it() {
+        let mut wire = whole();
+        let kind = Kind::SlidingWindow.into();
+        wire.groups[0].layers = 1;
+        wire.groups.push(v1::AttentionGroup { kind, layers: 3, window_tokens: 128 });
+        (wire.tensor_parallel, wire.pipeline_parallel, wire.context_parallel) = (2, 3, 4);
+        (wire.adapter_digest, wire.salt) = (vec![5], vec![6, 7]);
+        assert_eq!(of_namespace(&namespace(Some(wire.clone())).unwrap()), wire);
     }
 
     #[test]

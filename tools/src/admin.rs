@@ -164,6 +164,20 @@ impl Admin {
         answer("set an epoch", runtime.block_on(call))
     }
 
+    pub fn nodes(&mut self) -> Result<v1::NodesResponse> {
+        let Self { runtime, client } = self;
+        let call = async { within(PATIENCE, client.nodes(v1::NodesRequest {})).await };
+        answer("name the nodes of its fleet", runtime.block_on(call))
+    }
+
+    /// Which nodes are thought to hold which of these blocks.
+    pub fn r#where(&mut self, subject: v1::where_request::Subject) -> Result<v1::WhereResponse> {
+        let Self { runtime, client } = self;
+        let request = v1::WhereRequest { subject: Some(subject) };
+        let call = async { within(PATIENCE, client.r#where(request)).await };
+        answer("look into the directory", runtime.block_on(call))
+    }
+
     pub fn drain(&mut self) -> Result<()> {
         let Self { runtime, client } = self;
         let call = async { within(LONG_PATIENCE, client.drain(v1::DrainRequest {})).await };

@@ -8,6 +8,7 @@ pub mod evict;
 pub mod explain;
 pub mod inspect;
 pub mod ls;
+pub mod nodes;
 pub mod pin;
 pub mod replay;
 pub mod serve;
@@ -16,6 +17,7 @@ pub mod stat;
 pub mod tied;
 pub mod unpin;
 pub mod verify;
+pub mod r#where;
 
 use refrain_client::v1::Refusal;
 

@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod block;
+pub mod cluster;
 pub mod commands;
 pub mod hex;
 pub mod namespace;
 pub mod prefix;
+mod process;
 pub mod prompt;
 pub mod rows;
 pub mod sidecar;

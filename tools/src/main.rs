@@ -68,6 +68,8 @@ enum Command {
     Drop(commands::drop::Args),
     SetEpoch(commands::set_epoch::Args),
     Drain(commands::drain::Args),
+    Nodes(commands::nodes::Args),
+    Where(commands::r#where::Args),
     /// Measure this machine: the store beside its raw device, lookups at a million blocks
     Bench(commands::bench::Args),
     /// Print shell completions
@@ -129,6 +131,8 @@ fn run() -> Result<()> {
         Command::Drop(args) => commands::drop::run(&args),
         Command::SetEpoch(args) => commands::set_epoch::run(&args),
         Command::Drain(args) => commands::drain::run(&args),
+        Command::Nodes(args) => commands::nodes::run(&args),
+        Command::Where(args) => commands::r#where::run(&args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "refrain", &mut io::stdout());

@@ -4,21 +4,17 @@
 //! whatever signal, has the kernel stop it (see [`crate::commands::tied`]). Ctrl-C in a terminal
 //! does not reach it: whoever holds it decides when it goes.
 
+use crate::process::Process;
 use refrain_client::{Address, AddressError};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
-use tail::Tail;
 use thiserror::Error;
-
-mod tail;
 
 /// Between two questions whether it accepts; short, as what is measured is a restart.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(2);
@@ -47,14 +43,6 @@ pub struct Sidecar {
     start_time: Duration,
 }
 
-#[derive(Debug)]
-struct Process {
-    child: Child,
-    stderr: Tail,
-    /// Keeps the thread alive that the kernel takes for the parent.
-    _parent: mpsc::Sender<()>,
-}
-
 /// Why there is no sidecar, or none any more.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -73,10 +61,8 @@ pub enum SidecarError {
     Stuck { limit: Duration, stderr: String },
     #[error("sidecar stopped with {status}; it said:\n{stderr}")]
     Stopped { status: ExitStatus, stderr: String },
-    #[error("signal sidecar {pid}")]
-    Signal { pid: u32, source: io::Error },
-    #[error("wait for sidecar {pid}")]
-    Wait { pid: u32, source: io::Error },
+    #[error("signal the sidecar, or wait for it")]
+    Process(#[from] io::Error),
     #[error("sidecar is not running")]
     NotRunning,
 }
@@ -94,6 +80,19 @@ impl SidecarConfig {
             start_limit: Duration::from_mins(2),
             stop_limit: Duration::from_mins(1),
         })
+    }
+
+    fn command(&self, address: &Address) -> Command {
+        let mut command = Command::new(&self.executable);
+        command
+            .arg("tied")
+            .arg(std::process::id().to_string())
+            .args(["serve", "--dir"])
+            .arg(&self.directory)
+            .args(["--capacity", &self.capacity_bytes.to_string()])
+            .args(["--listen", &address.to_string()])
+            .args(&self.flags);
+        command
     }
 
     fn socket(&self) -> PathBuf {
@@ -116,7 +115,7 @@ impl Sidecar {
 
     /// `None` between [`Sidecar::kill`] or [`Sidecar::stop`] and [`Sidecar::restart`].
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|process| process.child.id())
+        self.process.as_ref().map(Process::pid)
     }
 
     /// From the last start of the process until it accepted.
@@ -132,7 +131,7 @@ impl Sidecar {
         match process.ended()? {
             None => Ok(()),
             Some(status) => {
-                let stderr = process.stderr.read_out();
+                let stderr = process.last_words();
                 self.process = None;
                 Err(SidecarError::Ended { status, stderr })
             }
@@ -142,7 +141,7 @@ impl Sidecar {
     /// SIGKILL; returns when the process is gone.
     pub fn kill(&mut self) -> Result<(), SidecarError> {
         let mut process = self.process.take().ok_or(SidecarError::NotRunning)?;
-        process.kill()
+        Ok(process.kill()?)
     }
 
     /// SIGTERM; returns when the process has finished what runs and is gone.
@@ -157,14 +156,14 @@ impl Sidecar {
             }
             if Instant::now() >= end {
                 process.kill()?;
-                return Err(SidecarError::Stuck { limit, stderr: process.stderr.read_out() });
+                return Err(SidecarError::Stuck { limit, stderr: process.last_words() });
             }
             thread::sleep(ACCEPT_INTERVAL);
         };
         if status.success() {
             Ok(())
         } else {
-            Err(SidecarError::Stopped { status, stderr: process.stderr.read_out() })
+            Err(SidecarError::Stopped { status, stderr: process.last_words() })
         }
     }
 
@@ -179,7 +178,10 @@ impl Sidecar {
 
     fn launch(&mut self) -> Result<(), SidecarError> {
         let begun = Instant::now();
-        let process = self.process.insert(Process::spawn(&self.config, &self.address)?);
+        let process = Process::spawn(self.config.command(&self.address));
+        let executable = &self.config.executable;
+        let error = |source| SidecarError::Start { executable: executable.clone(), source };
+        let process = self.process.insert(process.map_err(error)?);
         let limit = self.config.start_limit;
         loop {
             if UnixStream::connect(self.address.path()).is_ok() {
@@ -187,79 +189,18 @@ impl Sidecar {
                 return Ok(());
             }
             if let Some(status) = process.ended()? {
-                let stderr = process.stderr.read_out();
+                let stderr = process.last_words();
                 self.process = None;
                 return Err(SidecarError::Ended { status, stderr });
             }
             if begun.elapsed() >= limit {
                 process.kill()?;
-                let stderr = process.stderr.read_out();
+                let stderr = process.last_words();
                 self.process = None;
                 return Err(SidecarError::Silent { limit, stderr });
             }
             thread::sleep(ACCEPT_INTERVAL);
         }
-    }
-}
-
-impl Process {
-    fn spawn(config: &SidecarConfig, address: &Address) -> Result<Self, SidecarError> {
-        let mut command = Command::new(&config.executable);
-        command
-            .arg("tied")
-            .arg(std::process::id().to_string())
-            .args(["serve", "--dir"])
-            .arg(&config.directory)
-            .args(["--capacity", &config.capacity_bytes.to_string()])
-            .args(["--listen", &address.to_string()])
-            .args(&config.flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // Out of the terminal's group: Ctrl-C is for whoever holds the sidecar.
-            .process_group(0);
-        let error = |source| SidecarError::Start { executable: config.executable.clone(), source };
-        // To the kernel the parent is the thread that forks, and callers' threads come and go.
-        let (report, spawned) = mpsc::sync_channel(1);
-        let (parent, released) = mpsc::channel::<()>();
-        let stay = move || {
-            if report.send(command.spawn()).is_ok() {
-                // Nothing is ever sent: it ends with its sender.
-                let _ = released.recv();
-            }
-        };
-        thread::Builder::new().name("sidecar-parent".into()).spawn(stay).map_err(error)?;
-        let gone = |_| Err(io::Error::other("thread that starts it is gone"));
-        let mut child = spawned.recv().unwrap_or_else(gone).map_err(error)?;
-        let stderr = Tail::follow(child.stderr.take().expect("it is piped"));
-        Ok(Self { child, stderr, _parent: parent })
-    }
-
-    fn ended(&mut self) -> Result<Option<ExitStatus>, SidecarError> {
-        let pid = self.child.id();
-        self.child.try_wait().map_err(|source| SidecarError::Wait { pid, source })
-    }
-
-    fn signal(&self, signal: Signal) -> Result<(), SidecarError> {
-        let pid = self.child.id();
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // Until it was waited for, nobody else can have its number.
-        kill_process(raw.expect("the kernel gave it"), signal)
-            .map_err(|errno| SidecarError::Signal { pid, source: errno.into() })
-    }
-
-    fn kill(&mut self) -> Result<(), SidecarError> {
-        let pid = self.child.id();
-        self.child.kill().map_err(|source| SidecarError::Signal { pid, source })?;
-        self.child.wait().map_err(|source| SidecarError::Wait { pid, source })?;
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Of one that has ended and was waited for, this is nothing.
-        let _ = self.kill();
     }
 }
 

@@ -134,6 +134,22 @@ fn replay_finds_what_an_unlimited_cache_would_over_a_kill_and_a_restart() {
 }
 
 #[test]
+fn a_fleet_serves_every_request_while_servers_of_its_directory_are_killed() {
+    let bench = Bench::new();
+    bench.workload(120);
+    for victim in ["master", "replica", "directory"] {
+        let flags = ["--nodes", "3", "--route", "affinity", "--kill-at", "half", "--kill", victim];
+        let report = report(&bench.own(&flags).output().unwrap());
+        assert!(report["hit_tokens"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+        let nodes = report["nodes"].as_array().unwrap();
+        let requests = |node: &Value| node["requests"].as_u64().unwrap();
+        assert_eq!((nodes.len(), nodes.iter().map(requests).sum::<u64>()), (3, 120));
+        assert_eq!(bench.left(), [] as [PathBuf; 0]);
+    }
+}
+
+#[test]
 fn all_of_a_trace_is_found_again_in_its_store_and_nothing_of_it_by_another_seed() {
     let bench = Bench::new();
     bench.workload(40);

@@ -227,6 +227,7 @@ impl cache_server::Cache for Cache {
                 reason: v1::MissReason::None.into(),
                 host_blocks: blocks,
                 ssd_blocks: 0,
+                peer_blocks: 0,
             });
             let _ = send.send(Event::Placement(Placement { payload_offsets })).await;
             let _ = send.send(ready(0)).await;

@@ -58,6 +58,15 @@ impl<P> Nodes<P> {
         u64::try_from(nodes + lists).expect("usize fits")
     }
 
+    pub(super) fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The present nodes of a piece. A node stays in its own.
+    pub(super) fn piece(&self, piece: usize) -> impl Iterator<Item = &Node<P>> {
+        self.pieces.get(piece).into_iter().flatten().flatten()
+    }
+
     pub(super) fn add(&mut self, node: Node<P>) -> u32 {
         if let Some(index) = self.free.pop() {
             *self.slot(index) = Some(node);

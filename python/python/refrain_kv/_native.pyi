@@ -222,6 +222,9 @@ class Lookup(_Closes):
     @property
     def expected_load(self) -> float:
         """Seconds that a load of all matched blocks should take."""
+    @property
+    def expected_peer(self) -> float:
+        """Seconds that its blocks of tier `peer` alone should take, which stand behind all others."""
     def load_into(
         self,
         cache: KvCache,
@@ -296,12 +299,14 @@ class Loaded:
     @property
     def reason(
         self,
-    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "unspecified"]:
+    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"]:
         """Why they are; `unspecified` when the sidecar has gone."""
     @property
     def host_blocks(self) -> int: ...
     @property
     def ssd_blocks(self) -> int: ...
+    @property
+    def peer_blocks(self) -> int: ...
 
 @final
 class Saved:

@@ -3,6 +3,7 @@
 //! `src/generated` is written from `proto/refrain/v1/refrain.proto` by `codegen`, and
 //! committed, so that no build needs a generator.
 
+pub mod data;
 pub mod session;
 
 pub use prost::bytes::Bytes;

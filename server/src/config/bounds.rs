@@ -3,6 +3,7 @@
 use super::{Config, DriveEntry, ListenError};
 use bytesize::ByteSize;
 use refrain_store::geometry::PAGE_SIZE;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
@@ -20,6 +21,10 @@ const SESSIONS_MAX: u32 = 1 << 16;
 const WAIT_MIN: Duration = Duration::from_millis(1);
 const LEASE_MAX: Duration = Duration::from_hours(1);
 const WAIT_MAX: Duration = Duration::from_mins(10);
+/// A lookup that waits for longer has cost more than it can bring.
+const PEERS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Each is asked at every lookup that is not answered here: a larger fleet has a directory.
+const PEERS_MAX: usize = 16;
 
 /// A value that no sidecar can be started with. Keys are written as in `drives[0].capacity`.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -58,6 +63,18 @@ pub enum Invalid {
     Mode { mode: u32 },
     #[error("listen: {error}")]
     Listen { error: ListenError },
+    #[error("{missing}: missing, as mutual TLS needs an authority, a certificate and its key")]
+    Tls { missing: &'static str },
+    #[error(
+        "{key}: {address} is beyond this machine, where whoever listens could read every prompt's KV: give peers.tls_ca, peers.tls_certificate and peers.tls_key, or say peers.plain_text = true"
+    )]
+    PlainText { key: &'static str, address: IpAddr },
+    #[error("peers.data_listen: given without peers.listen, at which peers would ask for it")]
+    DataAlone,
+    #[error("peers.ask: {found} peers, at most {PEERS_MAX} can be asked at each lookup")]
+    Peers { found: usize },
+    #[error("directory.{key}: {reason}")]
+    Directory { key: &'static str, reason: &'static str },
 }
 
 impl Invalid {
@@ -69,13 +86,17 @@ impl Invalid {
             Self::SamePath { index, .. } | Self::NoPath { index } => drive(index, "path"),
             Self::Capacity { index, .. } => drive(index, "capacity"),
             Self::Size { key, .. } | Self::Pages { key, .. } => vec![key.clone()],
-            Self::Wait { key, .. } => vec![(*key).into()],
+            Self::Wait { key, .. } | Self::PlainText { key, .. } => vec![(*key).into()],
             Self::LeaseOrder { .. } => vec!["lease_default".into(), "lease_max".into()],
             Self::Memory { .. } => vec!["load_arena".into()],
             Self::Sessions { .. } => vec!["sessions_max".into()],
             Self::Mode { .. } => vec!["socket_mode".into()],
             // The default address lies in the first drive's directory.
+            Self::Directory { key, .. } => vec![format!("directory.{key}"), "directory".into()],
             Self::Listen { .. } => vec!["listen".into(), "drives[0].path".into()],
+            Self::Tls { .. } => vec!["peers".into()],
+            Self::DataAlone => vec!["peers.data_listen".into()],
+            Self::Peers { .. } => vec!["peers.ask".into()],
         }
     }
 }
@@ -104,8 +125,30 @@ impl Config {
         if self.socket_mode & !0o777 != 0 || self.socket_mode & 0o600 != 0o600 {
             return Err(Invalid::Mode { mode: self.socket_mode });
         }
+        self.check_peers()?;
+        if let Some(directory) = &self.directory {
+            directory.check().map_err(|(key, reason)| Invalid::Directory { key, reason })?;
+        }
         self.listen()
             .map_or(Ok(()), |listen| listen.check().map_err(|error| Invalid::Listen { error }))
+    }
+
+    fn check_peers(&self) -> Result<(), Invalid> {
+        let peers = &self.peers;
+        wait("peers.lookup_deadline", peers.lookup_deadline, WAIT_MIN, PEERS_WAIT_MAX)?;
+        if let Some(missing) = peers.tls_missing() {
+            return Err(Invalid::Tls { missing });
+        }
+        if let Some((key, address)) = peers.exposed() {
+            return Err(Invalid::PlainText { key, address });
+        }
+        if peers.data_listen.is_some() && peers.listen.is_none() {
+            return Err(Invalid::DataAlone);
+        }
+        if peers.ask.len() > PEERS_MAX {
+            return Err(Invalid::Peers { found: peers.ask.len() });
+        }
+        Ok(())
     }
 
     fn check_drives(&self) -> Result<(), Invalid> {

@@ -22,7 +22,8 @@ fn refuses_to_start(change: impl FnOnce(&mut Config), expected: &str) {
 
 /// The example with its commented keys in force.
 fn uncommented() -> String {
-    let is_key = |line: &str| line.split(' ').nth(1) == Some("=");
+    let is_table = |line: &str| line.starts_with('[') && line.ends_with(']');
+    let is_key = |line: &str| line.split(' ').nth(1) == Some("=") || is_table(line);
     let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
         Some(key) if is_key(key) => key,
         _ => line,
@@ -48,20 +49,27 @@ fn commented_keys_of_the_example_stand_with_their_defaults() {
     let mut rest = written;
     rest.drives[0].segment = None;
     (rest.listen, rest.metrics, rest.secret_file) = (None, None, None);
+    let peers = &mut rest.peers;
+    assert_eq!(peers.listen, Some("10.0.0.7:9470".parse().unwrap()));
+    (peers.listen, peers.data_listen) = (None, None);
+    (peers.tls_ca, peers.tls_certificate, peers.tls_key) = (None, None, None);
     rest.load_arena = default.load_arena;
+    assert_eq!(rest.directory.take().map(|directory| directory.node), Some(17));
     assert_eq!(rest, default);
 }
 
 #[test]
 fn example_has_every_key() {
     let known = |text: &str| parse(text).unwrap_err();
-    for message in [known("nothing = 1"), known("[[drives]]\nnothing = 1")] {
+    let tables = ["", "[[drives]]\n", "[peers]\n", "[directory]\n"];
+    for message in tables.map(|table| known(&format!("{table}nothing = 1"))) {
         let keys: Vec<_> = message.split('`').skip(3).step_by(2).collect();
         assert!(keys.len() >= 3, "{message}");
         for key in keys {
             let has = |line: &str| line.starts_with(&format!("{key} = "));
-            let table = format!("[[{key}]]");
-            assert!(uncommented().lines().any(|line| has(line) || line == table), "no {key}");
+            let tables = [format!("[[{key}]]"), format!("[{key}]")];
+            let is_table = |line: &str| tables.iter().any(|table| table == line);
+            assert!(uncommented().lines().any(|line| has(line) || is_table(line)), "no {key}");
         }
     }
 }
@@ -281,5 +289,37 @@ fn sizes_and_times_are_read_as_people_write_them() {
     }
     for text in ["", "10", "s", "1.5s", "-1s", "99999999999999999h", "1d", "10s later"] {
         assert_eq!(parse_duration(text), Err(UnitError::Duration { text: text.into() }));
+    }
+}
+
+#[test]
+fn beyond_this_machine_peers_are_talked_to_inside_tls_or_by_an_explicit_word() {
+    let peers = |lines: &str| parse(&format!("{DRIVE}[peers]\n{lines}\n"));
+    let refused = |lines: &str, expected: &str| {
+        let error = peers(lines).unwrap_err();
+        assert!(error.contains(expected), "{lines}: {error}");
+    };
+    refused("listen = \"10.0.0.7:9470\"", "refrain.toml:5:1: peers.listen: 10.0.0.7 is beyond");
+    refused("ask = [\"10.0.0.7:9470\"]", "peers.ask: 10.0.0.7 is beyond this machine");
+    refused("ask = [\"[fd00::7]:9470\"]", "peers.ask: fd00::7 is beyond this machine");
+    refused("listen = \"127.0.0.1:1\"\ndata_listen = \"0.0.0.0:2\"", "peers.data_listen: 0.0.0.0");
+    peers("listen = \"127.0.0.5:9470\"\nask = [\"[::1]:9470\"]").unwrap();
+    peers("listen = \"10.0.0.7:9470\"\nplain_text = true").unwrap();
+    let tls = "tls_ca = \"a\"\ntls_certificate = \"b\"";
+    refused(tls, "peers.tls_key: missing");
+    peers(&format!("{tls}\ntls_key = \"c\"\nlisten = \"10.0.0.7:9470\"")).unwrap();
+    refused("data_listen = \"127.0.0.1:1\"", "given without peers.listen");
+    refused("lookup_deadline = \"11s\"", "peers.lookup_deadline: 11s is not within 1ms and 10s");
+}
+
+#[test]
+fn a_peer_is_a_host_and_a_port() {
+    for good in ["10.0.0.7:9470", "node-7:1", "[fd00::7]:65535"] {
+        let peer: PeerAddress = good.parse().unwrap();
+        assert_eq!(peer.to_string(), good);
+    }
+    assert_eq!("[fd00::7]:1".parse::<PeerAddress>().unwrap().host(), "fd00::7");
+    for bad in ["", ":1", "node", "node:0", "node:65536", "fd00::7", "fd00::7:1", "a b:1"] {
+        assert!(bad.parse::<PeerAddress>().is_err(), "{bad}");
     }
 }

@@ -1,21 +1,29 @@
-//! A block on its way from a drive, shared by all loads that want it.
+//! A block on its way from a drive or a peer, shared by all loads that want it.
 
 use super::{Load, Miss, count};
 use crate::node::Node;
-use crate::place::BlockPlace;
+use crate::place::{BlockPlace, NamespaceId};
 use refrain_index::chain::BlockKey;
 use refrain_store::arena::Frame;
 use refrain_store::check::ReadError;
 use refrain_store::engine::ReadSink;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A block on its way from a drive.
+/// Where a block comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Drive(BlockPlace),
+    /// Its namespace, in which epoch.
+    Peer(NamespaceId, u64),
+}
+
+/// A block on its way.
 pub(crate) struct BlockRead {
-    pub(super) node: Weak<Node>,
-    pub(super) key: BlockKey,
-    pub(super) place: BlockPlace,
-    pub(super) frame: Arc<Frame>,
-    pub(super) waiting: Mutex<Waiting>,
+    node: Weak<Node>,
+    pub(crate) key: BlockKey,
+    pub(super) origin: Origin,
+    pub(crate) frame: Arc<Frame>,
+    waiting: Mutex<Waiting>,
 }
 
 impl std::fmt::Debug for BlockRead {
@@ -25,14 +33,24 @@ impl std::fmt::Debug for BlockRead {
 }
 
 #[derive(Default)]
-pub(super) struct Waiting {
+struct Waiting {
     loads: Vec<(Arc<Load>, u32)>,
     /// Stripes that are there.
     arrived: Vec<u32>,
-    outcome: Option<Result<(), ReadError>>,
+    outcome: Option<Result<(), Miss>>,
 }
 
 impl BlockRead {
+    pub(crate) fn new(node: Weak<Node>, key: BlockKey, origin: Origin, frame: Arc<Frame>) -> Self {
+        Self { node, key, origin, frame, waiting: Mutex::default() }
+    }
+
+    /// How it ended, once it has.
+    #[cfg(test)]
+    pub(crate) fn outcome(&self) -> Option<Result<(), Miss>> {
+        self.waiting().outcome
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Nothing panics while holding it.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,17 +63,51 @@ impl BlockRead {
         match &waiting.outcome {
             None => waiting.loads.push((Arc::clone(load), block)),
             Some(Ok(())) => {}
-            Some(Err(error)) => load.cut(block, miss_of(error)),
+            Some(Err(miss)) => load.cut(block, *miss),
         }
+    }
+
+    /// Stripe `index` is in the frame, and checked.
+    pub(crate) fn arrive(&self, index: usize) {
+        let mut waiting = self.waiting();
+        let stripe = count(index);
+        waiting.arrived.push(stripe);
+        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+    }
+
+    /// As `arrive`, of a peer's last stripe: whoever looks the block up on hearing of it finds it in
+    /// memory.
+    pub(crate) fn arrive_last(&self, index: usize) {
+        if let Some(node) = self.node.upgrade() {
+            node.finish_fetch(self, Ok(()));
+        }
+        self.arrive(index);
+        self.end(Ok(()));
+    }
+
+    /// A peer's block does not come.
+    pub(crate) fn give_up(&self, miss: Miss) {
+        if let Some(node) = self.node.upgrade() {
+            node.finish_fetch(self, Err(miss));
+        }
+        self.end(Err(miss));
+    }
+
+    fn end(&self, outcome: Result<(), Miss>) {
+        let mut waiting = self.waiting();
+        let loads = std::mem::take(&mut waiting.loads);
+        if let Err(miss) = outcome {
+            for (load, block) in &loads {
+                load.cut(*block, miss);
+            }
+        }
+        waiting.outcome = Some(outcome);
     }
 }
 
 impl ReadSink for BlockRead {
     fn stripe(&self, index: usize) {
-        let mut waiting = self.waiting();
-        let stripe = count(index);
-        waiting.arrived.push(stripe);
-        waiting.loads.iter().for_each(|(load, block)| load.arrive(*block, stripe));
+        self.arrive(index);
     }
 
     fn done(&self, outcome: Result<(), ReadError>) {
@@ -63,14 +115,7 @@ impl ReadSink for BlockRead {
         if let Some(node) = self.node.upgrade() {
             node.finish_read(self, &outcome);
         }
-        let mut waiting = self.waiting();
-        let loads = std::mem::take(&mut waiting.loads);
-        if let Err(error) = &outcome {
-            for (load, block) in &loads {
-                load.cut(*block, miss_of(error));
-            }
-        }
-        waiting.outcome = Some(outcome);
+        self.end(outcome.as_ref().copied().map_err(miss_of));
     }
 }
 

@@ -11,10 +11,10 @@ fn load(blocks: u32, deadline: Duration) -> Load {
     assert_eq!(layout.stripes.len(), 2);
     let arena = Arena::new(Mapping::create("test", 16 << 20).unwrap());
     let frames = (0..blocks).map(|_| Arc::new(arena.allocate(layout.stored_length()).unwrap()));
-    let from_host = (0..blocks).map(|block| block == 0).collect();
+    let tiers = (0..blocks).map(|block| if block == 0 { Tier::Host } else { Tier::Ssd }).collect();
     let deadline = Instant::now() + deadline;
     let clock = Clock::system();
-    Load::new((blocks, frames.collect()), from_host, layout, deadline, None, clock)
+    Load::new((blocks, frames.collect()), tiers, layout, deadline, None, clock)
 }
 
 fn ready(stripe: u32, first_block: u32, blocks: u32) -> Ready {
@@ -32,7 +32,7 @@ async fn stripes_are_announced_in_layer_order_over_runs_of_blocks() {
     load.arrive(1, 1);
     assert_eq!(load.next().await.unwrap(), [ready(1, 1, 1)]);
     assert_eq!(load.next().await, None);
-    assert_eq!(load.ended(), Ended { loaded: 3, reason: None, host: 1, ssd: 2 });
+    assert_eq!(load.ended(), Ended { loaded: 3, reason: None, host: 1, ssd: 2, peer: 0 });
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_damaged_block_makes_all_behind_it_misses() {
     }
     load.cut(1, Miss::Damaged);
     while load.next().await.is_some() {}
-    let ended = Ended { loaded: 1, reason: Some(Miss::Damaged), host: 1, ssd: 0 };
+    let ended = Ended { loaded: 1, reason: Some(Miss::Damaged), host: 1, ssd: 0, peer: 0 };
     assert_eq!(load.ended(), ended);
 }
 
@@ -56,7 +56,7 @@ async fn what_is_not_there_by_the_deadline_is_a_miss() {
     load.arrive(1, 0);
     assert!(load.next().await.is_some());
     assert_eq!(load.next().await, None);
-    let ended = Ended { loaded: 1, reason: Some(Miss::Deadline), host: 1, ssd: 0 };
+    let ended = Ended { loaded: 1, reason: Some(Miss::Deadline), host: 1, ssd: 0, peer: 0 };
     assert_eq!(load.ended(), ended);
 }
 

@@ -2,6 +2,7 @@
 
 use crate::fates::Eviction;
 use crate::load::Miss;
+use crate::peers::Asked;
 use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -37,15 +38,25 @@ macro_rules! label {
 pub enum Source {
     Host,
     Ssd,
+    Peer,
 }
 
-label!(Source as "tier" { Host = "host", Ssd = "ssd" });
+label!(Source as "tier" { Host = "host", Ssd = "ssd", Peer = "peer" });
 
 label!(Miss as "reason" {
     Deadline = "deadline",
     Damaged = "damaged",
     NoMemory = "no_memory",
     Drive = "drive",
+    Peer = "peer",
+});
+
+label!(Asked as "end" {
+    Offered = "offered",
+    Nothing = "nothing",
+    Refused = "refused",
+    Late = "late",
+    Failed = "failed",
 });
 
 label!(Refusal as "reason" {

@@ -11,9 +11,9 @@ impl Metrics {
         self.lookup_seconds.observe(elapsed.as_secs_f64());
     }
 
-    pub(crate) fn loaded(&self, host: u64, ssd: u64, block_bytes: u64, elapsed: Duration) {
+    pub(crate) fn loaded(&self, from: [(Source, u64); 3], block_bytes: u64, elapsed: Duration) {
         self.loads.inc();
-        for (source, blocks) in [(Source::Host, host), (Source::Ssd, ssd)] {
+        for (source, blocks) in from {
             self.loaded_blocks.of(source).inc_by(blocks);
             self.loaded_bytes.of(source).inc_by(blocks * block_bytes);
         }

@@ -72,7 +72,7 @@ fn what_was_counted_is_told() {
 #[test]
 fn every_value_of_a_label_is_there_before_it_is_counted() {
     let metrics = Metrics::new();
-    for reason in ["deadline", "damaged", "no_memory", "drive"] {
+    for reason in ["deadline", "damaged", "no_memory", "drive", "peer"] {
         has(&metrics, &format!("refrain_missed_blocks_total{{reason=\"{reason}\"}} 0"));
     }
     for reason in ["busy", "no_space", "read_only", "draining", "no_parent"] {
@@ -89,7 +89,7 @@ fn a_counter_by_label_adds_up_and_parts_its_values() {
     for (amount, &(reason, _)) in (1..).zip(Miss::ALL) {
         metrics.missed_blocks.of(reason).inc_by(amount);
     }
-    assert_eq!(metrics.missed_blocks.total(), 1 + 2 + 3 + 4);
+    assert_eq!(metrics.missed_blocks.total(), 1 + 2 + 3 + 4 + 5);
     assert_eq!(metrics.missed_blocks.of(Miss::Damaged).get(), 2);
     has(&metrics, r#"refrain_missed_blocks_total{reason="drive"} 4"#);
 }

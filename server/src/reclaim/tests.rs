@@ -160,7 +160,7 @@ impl Bench {
     fn lookup(&self, tokens: &[u32]) -> (LeaseId, usize) {
         let prompt = Prompt::Tokens { tokens, extra_keys: &[] };
         let found = self.node.lookup(&self.registration, prompt, None);
-        (found.lease, found.in_host.len())
+        (found.lease, found.tiers.len())
     }
 
     async fn take(&mut self, step: Step) {

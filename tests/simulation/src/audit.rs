@@ -111,7 +111,7 @@ async fn read_all(context: Rc<Context>, leaves: Vec<BlockKey>) {
         for (index, key) in keys.iter().enumerate() {
             let prompt = Prompt::Tokens { tokens: &block.tokens, extra_keys: &[] };
             let found = context.node.lookup(&registration, prompt, None);
-            assert_eq!(found.in_host.len(), keys.len(), "a promised block is not found");
+            assert_eq!(found.tiers.len(), keys.len(), "a promised block is not found");
             let deadline = context.time.now() + Duration::from_mins(1);
             let number = u32::try_from(index).expect("a few blocks");
             let load = context.node.load(found.lease, number, 1, deadline).expect("just leased");

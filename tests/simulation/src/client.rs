@@ -129,7 +129,7 @@ impl Client {
         let prompt = Prompt::Tokens { tokens: &tokens, extra_keys: &[] };
         let found = context.node.lookup(&registration, prompt, Some(lease_time));
         let keys = context.families[family].keys(shard, &tokens);
-        let matched = found.in_host.len();
+        let matched = found.tiers.len();
         context.model().matched(&keys[..matched]);
         if matched > 0 && self.random.u8(0..8) > 0 {
             self.load(&found, &keys).await;
@@ -152,7 +152,7 @@ impl Client {
 
     async fn load(&mut self, found: &Match, keys: &[BlockKey]) {
         let context = &self.context;
-        let matched = found.in_host.len();
+        let matched = found.tiers.len();
         let first = if self.random.bool() { 0 } else { self.random.usize(0..matched) };
         let blocks = self.random.usize(1..=matched - first);
         let wait = Duration::from_micros(self.random.u64(1..300_000));
@@ -181,7 +181,7 @@ impl Client {
         keys: &[BlockKey],
     ) {
         let context = Rc::clone(&self.context);
-        let first = found.in_host.len();
+        let first = found.tiers.len();
         let rest = as_number(keys.len() - first);
         let reserved = match context.node.reserve(found.lease, as_number(first), rest) {
             Ok(reserved) => reserved,
@@ -291,6 +291,8 @@ fn check_reason(context: &Context, reason: Miss) {
         // What was written and not synced may also be gone after a failed sync, or a power loss.
         Miss::Damaged => faults.damage() || writes_fail || context.plan.lives > 1,
         Miss::Drive => faults.read_error + faults.never > 0,
+        // A node of a simulation has none.
+        Miss::Peer => false,
     };
     assert!(accounted, "a leased block is a miss for no reason: {reason:?}");
 }

@@ -6,18 +6,18 @@
 //! end goes the other way, and is the same after Ctrl-C and after a failure: sessions are closed,
 //! the sidecar is stopped, the report is printed, a temporary directory is removed.
 
-use crate::sidecar::SidecarError;
 use crate::trace::{self, TraceError};
 use anyhow::{Context, Result, bail, ensure};
 use args::Disturbance;
 use hit_log::HitLog;
-use host::Host;
+use host::{Host, HostError};
 use outcome::Outcome;
 use prompt::Shape;
 pub(crate) use prompt::tokens;
 use queue::{Course, Queue};
 use refrain_client::{Client, ClientConfig, ClientError};
 use report::{Frame, Report};
+use route::Route;
 use std::io::Write;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -38,6 +38,7 @@ mod outcome;
 mod prompt;
 mod queue;
 mod report;
+mod route;
 mod supervision;
 mod table;
 mod worker;
@@ -73,7 +74,7 @@ enum Failed {
     #[error("request {index} found no sidecar for {wait:?}")]
     Gone { index: u64, wait: Duration, source: Option<ClientError> },
     #[error(transparent)]
-    Sidecar(#[from] SidecarError),
+    Host(#[from] HostError),
 }
 
 /// Replays, prints the report, and fails when a byte was wrong or a request failed.
@@ -117,6 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
         block_tokens: args.block_tokens,
         workers: args.workers,
         concurrency: args.concurrency,
+        nodes: args.nodes,
         capacity_bytes: args.capacity,
         elapsed,
         late_max,
@@ -193,19 +195,24 @@ async fn connect(args: &Args, host: &Host, shape: Shape) -> Result<Vec<Worker>> 
     let namespace = shape.namespace(&args.tenant, args.seed);
     // Room for a few blocks of each request in flight, with padding between their stripes.
     let in_flight = u64::from(args.concurrency) * 4 * (shape.block_bytes + (1 << 20));
-    let config = ClientConfig {
-        address: host.address().clone(),
-        session_arena_bytes: in_flight.max(SESSION_ARENA_MIN),
-        deadline: args.deadline,
-    };
+    let addresses = host.addresses();
+    let route = Arc::new(Route::new(addresses.len(), args.route, args.seed));
     let mut workers = Vec::new();
     for _ in 0..args.workers {
-        let client = meet(&config, host.is_own().then_some(args.wait)).await?;
-        let registering = client.register(namespace.clone(), SHARD, shape.block_bytes);
-        let registration = registering.await.context("register the replay's namespace")?;
+        let mut registrations = Vec::with_capacity(addresses.len());
+        for address in &addresses {
+            let config = ClientConfig {
+                address: (*address).clone(),
+                session_arena_bytes: in_flight.max(SESSION_ARENA_MIN),
+                deadline: args.deadline,
+            };
+            let client = meet(&config, host.is_own().then_some(args.wait)).await?;
+            let registering = client.register(namespace.clone(), SHARD, shape.block_bytes);
+            registrations.push(registering.await.context("register the replay's namespace")?);
+        }
         for _ in 0..args.concurrency {
-            let registration = registration.clone();
-            workers.push(Worker { registration, contents, options });
+            let (registrations, route) = (registrations.clone(), Arc::clone(&route));
+            workers.push(Worker { registrations, route, contents, options });
         }
     }
     Ok(workers)

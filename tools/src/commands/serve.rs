@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use refrain_server::config::{
-    Config, DriveEntry, Listen, parse_durability, parse_io_engine, parse_size,
+    Config, DirectoryConfig, DriveEntry, Listen, parse_durability, parse_io_engine, parse_size,
 };
 use refrain_store::drive::IoEngine;
 use refrain_store::engine::Durability;
@@ -64,6 +64,22 @@ pub struct Args {
     /// Secret that hashes are keyed with [default: DIR/secret of the first drive, made if missing]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// A server of the fleet's directory; repeat it for others. With --node and --advertise, or a
+    /// file that says them [default: this node is in no fleet]
+    #[arg(long = "directory", value_name = "HOST:PORT")]
+    directory: Vec<String>,
+    /// This node's number in its fleet, which no other node has
+    #[arg(long, value_name = "N")]
+    node: Option<u16>,
+    /// Where other nodes of the fleet reach this one
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Where to serve other sidecars and clients of other machines [default: nowhere]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_peers: Option<SocketAddr>,
+    /// File with NAME:PASSWORD for the directory, which its owner alone may read
+    #[arg(long, value_name = "FILE")]
+    directory_user_file: Option<PathBuf>,
     /// How to write logs, to standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -104,8 +120,11 @@ impl Args {
             None => Config::default(),
         };
         override_drives(&mut config, self.directories, &self.capacities)?;
+        let user_file = self.directory_user_file;
+        override_fleet(&mut config, self.directory, self.node, (self.advertise, user_file))?;
         config.listen = self.listen.or(config.listen);
         config.metrics = self.metrics.or(config.metrics);
+        config.peers.listen = self.listen_peers.or(config.peers.listen);
         config.secret_file = self.secret_file.or(config.secret_file);
         config.io_engine = self.io_engine.unwrap_or(config.io_engine);
         config.durability = self.durability.unwrap_or(config.durability);
@@ -146,6 +165,33 @@ fn override_drives(
         for (index, drive) in config.drives.iter_mut().enumerate() {
             drive.capacity = capacity(index).unwrap_or(drive.capacity);
         }
+    }
+    Ok(())
+}
+
+/// A fleet is named whole, by a file, by flags, or by both together.
+fn override_fleet(
+    config: &mut Config,
+    servers: Vec<String>,
+    node: Option<u16>,
+    (address, user_file): (Option<String>, Option<PathBuf>),
+) -> Result<()> {
+    if config.directory.is_none() {
+        if servers.is_empty() && node.is_none() && address.is_none() && user_file.is_none() {
+            return Ok(());
+        }
+        let (Some(node), Some(address), false) = (node, address.clone(), servers.is_empty()) else {
+            bail!("a node of a fleet takes --directory, --node and --advertise, all three");
+        };
+        config.directory = Some(DirectoryConfig::of(servers.clone(), node, address));
+    }
+    if let Some(directory) = &mut config.directory {
+        if !servers.is_empty() {
+            directory.servers = servers;
+        }
+        directory.node = node.unwrap_or(directory.node);
+        directory.address = address.unwrap_or_else(|| directory.address.clone());
+        directory.user_file = user_file.or_else(|| directory.user_file.take());
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::stopped;
 use crate::target::{Target, TargetArgs};
 use anyhow::Result;
 use clap::Args as ClapArgs;
-use refrain_client::v1::{DriveStats, StatsResponse};
+use refrain_client::v1::{DirectoryStats, DriveStats, PeerStats, StatsResponse};
 use refrain_store::drive::Opening;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -91,6 +91,42 @@ struct Running {
     refused_blocks: u64,
     evicted_blocks: u64,
     damaged_blocks: u64,
+    loaded_blocks_peer: u64,
+    sent_blocks: u64,
+    /// Sidecars that may ask this one.
+    links: u64,
+    /// Sidecars that this one asks.
+    peers: Vec<Peer>,
+    /// Of a node of a fleet.
+    directory: Option<Directory>,
+}
+
+#[derive(Debug, Serialize)]
+struct Peer {
+    address: String,
+    state: String,
+    /// Why it was left alone last.
+    reason: String,
+    bytes_per_second: u64,
+    fetched_blocks: u64,
+    missed_blocks: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Directory {
+    node: u32,
+    epoch: u32,
+    reached: bool,
+    joined: bool,
+    live_nodes: u32,
+    pending: u64,
+    published: u64,
+    unpublished: u64,
+    locates: u64,
+    probes: u64,
+    unknown_probes: u64,
+    audited: u64,
+    audited_missing: u64,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -167,6 +203,11 @@ impl Stat {
             refused_blocks: stats.refused_blocks,
             evicted_blocks: stats.evicted_blocks,
             damaged_blocks: stats.damaged_blocks,
+            loaded_blocks_peer: stats.loaded_blocks_peer,
+            sent_blocks: stats.sent_blocks,
+            links: stats.links,
+            peers: stats.peers.into_iter().map(Peer::of).collect(),
+            directory: stats.directory.map(Directory::from),
         };
         let drives = stats.drives.into_iter().map(Drive::running).collect();
         Self::of(drives, stats.blocks, Some(running))
@@ -263,7 +304,74 @@ impl Running {
         let (saved, refused) = (self.saved_blocks, self.refused_blocks);
         writeln!(out, "saved           {saved} blocks, {refused} refused")?;
         let (evicted, damaged) = (self.evicted_blocks, self.damaged_blocks);
-        writeln!(out, "gone            {evicted} evicted, {damaged} damaged")
+        writeln!(out, "gone            {evicted} evicted, {damaged} damaged")?;
+        if self.links > 0 || !self.peers.is_empty() {
+            let (from, to) = (self.loaded_blocks_peer, self.sent_blocks);
+            let links = self.links;
+            writeln!(out, "peers           {from} blocks from them, {to} to {links} that ask")?;
+        }
+        self.peers.iter().try_for_each(|peer| peer.print(out))?;
+        self.directory.as_ref().map_or(Ok(()), |directory| directory.print(out))
+    }
+}
+
+impl Peer {
+    fn of(stats: PeerStats) -> Self {
+        let PeerStats { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks } =
+            stats;
+        Self { address, state, reason, bytes_per_second, fetched_blocks, missed_blocks }
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self { address, state, reason, fetched_blocks, missed_blocks, .. } = self;
+        let rate = size(self.bytes_per_second);
+        let why = if reason.is_empty() { String::new() } else { format!("; last: {reason}") };
+        writeln!(
+            out,
+            "  {address}: {state}, {fetched_blocks} blocks, {missed_blocks} missed, {rate}/s{why}"
+        )
+    }
+}
+
+impl From<DirectoryStats> for Directory {
+    fn from(stats: DirectoryStats) -> Self {
+        Self {
+            node: stats.node,
+            epoch: stats.epoch,
+            reached: stats.reached,
+            joined: stats.joined,
+            live_nodes: stats.live_nodes,
+            pending: stats.pending,
+            published: stats.published,
+            unpublished: stats.unpublished,
+            locates: stats.locates,
+            probes: stats.probes,
+            unknown_probes: stats.unknown_probes,
+            audited: stats.audited,
+            audited_missing: stats.audited_missing,
+        }
+    }
+}
+
+impl Directory {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self { node, epoch, live_nodes, pending, .. } = self;
+        if !self.reached {
+            writeln!(out, "directory       NOT REACHED: node {node} serves its own disks alone")?;
+        } else if !self.joined {
+            writeln!(out, "directory       node {node} has not joined: see its log")?;
+        } else {
+            writeln!(out, "directory       node {node} in epoch {epoch}, {live_nodes} nodes live")?;
+        }
+        let (published, unpublished) = (self.published, self.unpublished);
+        writeln!(
+            out,
+            "  entries       {published} written, {unpublished} taken out, {pending} due"
+        )?;
+        let (probes, unknown) = (self.probes, self.unknown_probes);
+        writeln!(out, "  lookups       {}, {probes} blocks, {unknown} unknown", self.locates)?;
+        let (audited, missing) = (self.audited, self.audited_missing);
+        writeln!(out, "  audited       {audited} blocks, {missing} without an entry")
     }
 }
 

@@ -10,7 +10,7 @@ use crate::progress::on_every_core;
 use prost::Message;
 use refrain::trace;
 use refrain_index::catalog::Run;
-use refrain_proto::{session, v1};
+use refrain_proto::{data, session, v1};
 use refrain_server::config::Config;
 use refrain_server::wire;
 use refrain_store::format::{RecordHeader, checksum};
@@ -53,6 +53,15 @@ const TARGETS: &[Target] = &[
     },
     Target { name: "hello", corpus: &[include_bytes!("corpus/hello")], decode: hello },
     Target { name: "welcome", corpus: &[include_bytes!("corpus/welcome")], decode: welcome },
+    Target {
+        name: "data connection",
+        corpus: &[
+            include_bytes!("corpus/data-hello"),
+            include_bytes!("corpus/asks"),
+            include_bytes!("corpus/pieces"),
+        ],
+        decode: data_connection,
+    },
     Target {
         name: "registration",
         corpus: &[include_bytes!("corpus/register")],
@@ -193,6 +202,29 @@ fn welcome(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
     matches!(received, Err(session::HandshakeError::Descriptors { found: 0 }))
 }
 
+/// Each kind of message that the bytes could be, one after the other.
+fn data_connection(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
+    let mut taken = false;
+    for bytes in bytes.as_chunks().0 {
+        taken |= is_given_back(data::Hello::decode(bytes).map(|hello| hello.encode()), bytes);
+        taken |= is_given_back(data::Ask::decode(bytes).map(|ask| ask.encode()), bytes);
+    }
+    for bytes in bytes.as_chunks().0 {
+        taken |= is_given_back(data::Welcome::decode(bytes).map(data::Welcome::encode), bytes);
+    }
+    for bytes in bytes.as_chunks().0 {
+        taken |= is_given_back(data::Piece::decode(bytes).map(|piece| piece.encode()), bytes);
+    }
+    taken
+}
+
+fn is_given_back<const N: usize>(again: Result<[u8; N], data::DataError>, bytes: &[u8; N]) -> bool {
+    if let Ok(again) = again {
+        assert_eq!(again, *bytes);
+    }
+    again.is_ok()
+}
+
 /// From a message to a namespace: a name of its own, or a refusal that names a field.
 fn registration(bytes: Vec<u8>, _: &mut fastrand::Rng) -> bool {
     let Ok(message) = v1::RegisterRequest::decode(&bytes[..]) else { return false };
@@ -327,5 +359,20 @@ pub(crate) fn write_corpora(directory: &Path) {
     write("superblock", &both);
     write("run", &run.encode());
     write("hello", &hello);
+    let hello =
+        data::Hello { version: 1, ticket: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] };
+    let refusal = data::Welcome::Ticket.encode();
+    write("data-hello", &[&hello.encode()[..], &refusal].concat());
+    let lease = 0x1122_3344_5566_7788;
+    let ask = data::Ask::Blocks { lease, first: 10, blocks: 50, deadline_ms: 5000 };
+    write("asks", &[ask, data::Ask::Taken].map(|ask| ask.encode()).concat());
+    let pieces = [
+        data::Piece::Header { block: 0 },
+        data::Piece::Stripe { block: 0, stripe: 0, length: 294_912 },
+        data::Piece::Stripe { block: 3, stripe: 15, length: 73_728 },
+        data::Piece::End { loaded: 4, reason: data::EndReason::Complete },
+        data::Piece::End { loaded: 2, reason: data::EndReason::Lease },
+    ];
+    write("pieces", &pieces.map(|piece| piece.encode()).concat());
     write("welcome", &welcome);
 }

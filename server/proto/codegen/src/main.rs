@@ -14,6 +14,8 @@ const DATA: &[&str] = &[
     ".refrain.v1.PromptName.tokens",
     ".refrain.v1.ReadChunk.data",
     ".refrain.v1.WriteChunk.data",
+    ".refrain.v1.OfferRequest.sequence_hashes",
+    ".refrain.v1.FetchChunk.data",
 ];
 
 fn main() -> Result<()> {

@@ -177,11 +177,14 @@ pub struct LookupResponse {
     /// Where the matched blocks lie, in order.
     #[prost(message, repeated, tag = "4")]
     pub tiers: ::prost::alloc::vec::Vec<TierRun>,
-    /// Of all matched blocks, as the drives' queues stand, learned from loads before.
+    /// Of all matched blocks, as the drives' queues and those of peers stand, learned from loads before.
     #[prost(uint64, tag = "5")]
     pub expected_load_us: u64,
     #[prost(uint32, tag = "6")]
     pub lease_ms: u32,
+    /// Of the blocks of tier peer alone: where computing them is faster, load those before them.
+    #[prost(uint64, tag = "7")]
+    pub expected_peer_us: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadRequest {
@@ -230,6 +233,8 @@ pub mod load_event {
         pub host_blocks: u32,
         #[prost(uint32, tag = "4")]
         pub ssd_blocks: u32,
+        #[prost(uint32, tag = "5")]
+        pub peer_blocks: u32,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Event {
@@ -417,7 +422,8 @@ pub struct DriveStats {
     /// Of the live ones.
     #[prost(uint64, tag = "17")]
     pub pinned_bytes: u64,
-    /// Why it is asked for nothing now; empty while it serves.
+    /// Why it is asked for nothing now, one that was not there at the start included; empty while it
+    /// serves.
     #[prost(string, tag = "18")]
     pub withdrawn: ::prost::alloc::string::String,
 }
@@ -472,6 +478,143 @@ pub struct StatsResponse {
     pub drives: ::prost::alloc::vec::Vec<DriveStats>,
     #[prost(uint64, tag = "24")]
     pub pins: u64,
+    #[prost(uint64, tag = "25")]
+    pub loaded_blocks_peer: u64,
+    /// Sent to peers.
+    #[prost(uint64, tag = "26")]
+    pub sent_blocks: u64,
+    /// Connections of other sidecars that may ask this one.
+    #[prost(uint64, tag = "27")]
+    pub links: u64,
+    #[prost(message, repeated, tag = "28")]
+    pub peers: ::prost::alloc::vec::Vec<PeerStats>,
+    /// Absent where this node is in no fleet.
+    #[prost(message, optional, tag = "40")]
+    pub directory: ::core::option::Option<DirectoryStats>,
+}
+/// A sidecar that this one asks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerStats {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// `up`, `connecting`, `resting` (it failed just now, and is asked again in some seconds) or `apart`
+    /// (not connected).
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    /// Why it rests, or did last.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// As measured lately; 0 before.
+    #[prost(uint64, tag = "4")]
+    pub bytes_per_second: u64,
+    #[prost(uint64, tag = "5")]
+    pub fetched_blocks: u64,
+    #[prost(uint64, tag = "6")]
+    pub missed_blocks: u64,
+}
+/// A node's part in its fleet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectoryStats {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// Whether a server of the directory answers.
+    #[prost(bool, tag = "3")]
+    pub reached: bool,
+    /// Whether other nodes find this one's blocks.
+    #[prost(bool, tag = "4")]
+    pub joined: bool,
+    #[prost(uint32, tag = "5")]
+    pub live_nodes: u32,
+    /// Own entries still to be written.
+    #[prost(uint64, tag = "6")]
+    pub pending: u64,
+    #[prost(uint64, tag = "7")]
+    pub published: u64,
+    #[prost(uint64, tag = "8")]
+    pub unpublished: u64,
+    #[prost(uint64, tag = "9")]
+    pub locates: u64,
+    #[prost(uint64, tag = "10")]
+    pub probes: u64,
+    #[prost(uint64, tag = "11")]
+    pub unknown_probes: u64,
+    #[prost(uint64, tag = "12")]
+    pub audited: u64,
+    #[prost(uint64, tag = "13")]
+    pub audited_missing: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodesRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInfo {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// `live`, `draining` or `away`: what an away node holds sleeps until it is back.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// How long its epoch has lasted.
+    #[prost(uint64, tag = "5")]
+    pub epoch_age_ms: u64,
+    /// Whether it is the node that answers.
+    #[prost(bool, tag = "6")]
+    pub here: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodesResponse {
+    /// Whether the directory answers now; otherwise this is what it said last.
+    #[prost(bool, tag = "1")]
+    pub reached: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhereRequest {
+    #[prost(oneof = "where_request::Subject", tags = "1, 2")]
+    pub subject: ::core::option::Option<where_request::Subject>,
+}
+/// Nested message and enum types in `WhereRequest`.
+pub mod where_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Subject {
+        #[prost(message, tag = "1")]
+        Prompt(super::PromptName),
+        /// Blocks in the order of their prompt; the namespace is not asked for.
+        #[prost(message, tag = "2")]
+        Blocks(super::BlockNames),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhereRun {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "5")]
+    pub blocks: u32,
+    /// Whether it is the node that answers.
+    #[prost(bool, tag = "6")]
+    pub here: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhereResponse {
+    #[prost(uint32, tag = "1")]
+    pub prompt_blocks: u32,
+    /// Those that begin first before others; runs of several nodes overlap.
+    #[prost(message, repeated, tag = "2")]
+    pub runs: ::prost::alloc::vec::Vec<WhereRun>,
+    /// Blocks that nobody could answer for.
+    #[prost(uint32, tag = "3")]
+    pub unknown_blocks: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
@@ -940,6 +1083,88 @@ pub struct BlockNames {
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub sequence_hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeetRequest {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// 32 random bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub nonce: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeetResponse {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// How sequence hashes are keyed: nodes that do it differently have no block in common.
+    #[prost(uint32, tag = "2")]
+    pub key_scheme: u32,
+    /// A hash of the nonce, keyed by the node's secret: with another secret, no block is in common.
+    #[prost(bytes = "vec", tag = "3")]
+    pub proof: ::prost::alloc::vec::Vec<u8>,
+    /// Opens data connections of this one, 16 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub ticket: ::prost::alloc::vec::Vec<u8>,
+    /// Where they are taken, at the address that this connection was made to. What travels there is
+    /// described with `refrain_proto::data`.
+    #[prost(uint32, tag = "5")]
+    pub data_port: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OfferRequest {
+    #[prost(message, optional, tag = "1")]
+    pub namespace: ::core::option::Option<Namespace>,
+    #[prost(uint32, tag = "2")]
+    pub shard: u32,
+    /// The namespace's, where it is asked.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// Of a prompt's blocks from the first one on, 32 bytes each, back to back.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub sequence_hashes: ::prost::bytes::Bytes,
+    /// Wanted from this one on.
+    #[prost(uint32, tag = "5")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "6")]
+    pub lease_ms: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OfferResponse {
+    /// 0 where nothing is offered.
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+    /// From `first_block` on.
+    #[prost(uint32, tag = "2")]
+    pub blocks: u32,
+    /// Of the lease, as far as it can be had without a renewal.
+    #[prost(uint32, tag = "3")]
+    pub lease_ms: u32,
+    /// Until they are all in this node's memory, as its drives stand.
+    #[prost(uint64, tag = "4")]
+    pub expected_us: u64,
+    /// Waiting to be sent to peers already.
+    #[prost(uint64, tag = "5")]
+    pub queued_bytes: u64,
+    #[prost(enumeration = "OfferRefusal", tag = "6")]
+    pub refusal: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchRequest {
+    #[prost(uint64, tag = "1")]
+    pub lease: u64,
+    /// Of the prompt.
+    #[prost(uint32, tag = "2")]
+    pub first_block: u32,
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    #[prost(uint32, tag = "4")]
+    pub deadline_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchChunk {
+    /// What a data connection would carry, in pieces of at most 1 MiB.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum KvLayout {
@@ -1013,6 +1238,8 @@ pub enum MissReason {
     NoMemory = 4,
     Drive = 5,
     Lease = 6,
+    /// The peer that has the blocks went away, refused them, or sent what is not them.
+    Peer = 7,
 }
 impl MissReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1028,6 +1255,7 @@ impl MissReason {
             Self::NoMemory => "MISS_REASON_NO_MEMORY",
             Self::Drive => "MISS_REASON_DRIVE",
             Self::Lease => "MISS_REASON_LEASE",
+            Self::Peer => "MISS_REASON_PEER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1040,6 +1268,7 @@ impl MissReason {
             "MISS_REASON_NO_MEMORY" => Some(Self::NoMemory),
             "MISS_REASON_DRIVE" => Some(Self::Drive),
             "MISS_REASON_LEASE" => Some(Self::Lease),
+            "MISS_REASON_PEER" => Some(Self::Peer),
             _ => None,
         }
     }
@@ -1146,6 +1375,43 @@ impl Fate {
             "FATE_DROPPED" => Some(Self::Dropped),
             "FATE_DAMAGED" => Some(Self::Damaged),
             "FATE_OTHER_NAMESPACE" => Some(Self::OtherNamespace),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OfferRefusal {
+    Unspecified = 0,
+    None = 1,
+    Draining = 2,
+    /// The namespace is in another epoch here: one of the two nodes still holds what was dropped.
+    Epoch = 3,
+    /// Blocks of this size are not kept here.
+    Size = 4,
+}
+impl OfferRefusal {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OFFER_REFUSAL_UNSPECIFIED",
+            Self::None => "OFFER_REFUSAL_NONE",
+            Self::Draining => "OFFER_REFUSAL_DRAINING",
+            Self::Epoch => "OFFER_REFUSAL_EPOCH",
+            Self::Size => "OFFER_REFUSAL_SIZE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OFFER_REFUSAL_UNSPECIFIED" => Some(Self::Unspecified),
+            "OFFER_REFUSAL_NONE" => Some(Self::None),
+            "OFFER_REFUSAL_DRAINING" => Some(Self::Draining),
+            "OFFER_REFUSAL_EPOCH" => Some(Self::Epoch),
+            "OFFER_REFUSAL_SIZE" => Some(Self::Size),
             _ => None,
         }
     }
@@ -1348,7 +1614,8 @@ pub mod cache_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Cache", "Release"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks which blocks behind a lookup should be saved. Never waits: no room is an answer.
+        /// Asks which blocks behind a lookup should be saved. Never waits for room: none is an answer. Behind
+        /// blocks of a peer it waits until those are saved here too, as none is found without its parent.
         pub async fn reserve(
             &mut self,
             request: impl tonic::IntoRequest<super::ReserveRequest>,
@@ -1497,7 +1764,8 @@ pub mod cache_server {
             &self,
             request: tonic::Request<super::ReleaseRequest>,
         ) -> std::result::Result<tonic::Response<super::ReleaseResponse>, tonic::Status>;
-        /// Asks which blocks behind a lookup should be saved. Never waits: no room is an answer.
+        /// Asks which blocks behind a lookup should be saved. Never waits for room: none is an answer. Behind
+        /// blocks of a peer it waits until those are saved here too, as none is found without its parent.
         async fn reserve(
             &self,
             request: tonic::Request<super::ReserveRequest>,
@@ -2382,6 +2650,44 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "SetEpoch"));
             self.inner.unary(req, path, codec).await
         }
+        /// The fleet, as the directory's registry says. Refused where this node is in none.
+        pub async fn nodes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodesRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodesResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Nodes");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Nodes"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
+        pub async fn r#where(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhereRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhereResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Admin/Where");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Where"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         pub async fn drain(
             &mut self,
@@ -2478,6 +2784,16 @@ pub mod admin_server {
             tonic::Response<super::SetEpochResponse>,
             tonic::Status,
         >;
+        /// The fleet, as the directory's registry says. Refused where this node is in none.
+        async fn nodes(
+            &self,
+            request: tonic::Request<super::NodesRequest>,
+        ) -> std::result::Result<tonic::Response<super::NodesResponse>, tonic::Status>;
+        /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
+        async fn r#where(
+            &self,
+            request: tonic::Request<super::WhereRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhereResponse>, tonic::Status>;
         /// Refuses new work, finishes what runs, syncs. The process then ends.
         async fn drain(
             &self,
@@ -2999,6 +3315,92 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/refrain.v1.Admin/Nodes" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodesSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodesRequest>
+                    for NodesSvc<T> {
+                        type Response = super::NodesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::nodes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/Where" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhereSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::WhereRequest>
+                    for WhereSvc<T> {
+                        type Response = super::WhereResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhereRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::r#where(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhereSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/refrain.v1.Admin/Drain" => {
                     #[allow(non_camel_case_types)]
                     struct DrainSvc<T: Admin>(pub Arc<T>);
@@ -3383,6 +3785,446 @@ pub mod events_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "refrain.v1.Events";
     impl<T> tonic::server::NamedService for EventsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod peer_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What one sidecar asks of another: blocks behind the prefix that it has itself. Served over TCP,
+    /// beside `Cache`, with which a peer renews and releases what it was offered.
+    #[derive(Debug, Clone)]
+    pub struct PeerClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PeerClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PeerClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PeerClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PeerClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// The first call of a connection. Whatever is offered over it ends with it.
+        pub async fn meet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MeetRequest>,
+        ) -> std::result::Result<tonic::Response<super::MeetResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Peer/Meet");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Peer", "Meet"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The longest resident prefix of a chain, leased. None is an answer.
+        pub async fn offer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OfferRequest>,
+        ) -> std::result::Result<tonic::Response<super::OfferResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Peer/Offer");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Peer", "Offer"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Offered blocks in messages, where no data connection can be made.
+        pub async fn fetch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FetchChunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/refrain.v1.Peer/Fetch");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Peer", "Fetch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod peer_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PeerServer.
+    #[async_trait]
+    pub trait Peer: std::marker::Send + std::marker::Sync + 'static {
+        /// The first call of a connection. Whatever is offered over it ends with it.
+        async fn meet(
+            &self,
+            request: tonic::Request<super::MeetRequest>,
+        ) -> std::result::Result<tonic::Response<super::MeetResponse>, tonic::Status>;
+        /// The longest resident prefix of a chain, leased. None is an answer.
+        async fn offer(
+            &self,
+            request: tonic::Request<super::OfferRequest>,
+        ) -> std::result::Result<tonic::Response<super::OfferResponse>, tonic::Status>;
+        /// Server streaming response type for the Fetch method.
+        type FetchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FetchChunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Offered blocks in messages, where no data connection can be made.
+        async fn fetch(
+            &self,
+            request: tonic::Request<super::FetchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FetchStream>, tonic::Status>;
+    }
+    /// What one sidecar asks of another: blocks behind the prefix that it has itself. Served over TCP,
+    /// beside `Cache`, with which a peer renews and releases what it was offered.
+    #[derive(Debug)]
+    pub struct PeerServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PeerServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PeerServer<T>
+    where
+        T: Peer,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/refrain.v1.Peer/Meet" => {
+                    #[allow(non_camel_case_types)]
+                    struct MeetSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::MeetRequest>
+                    for MeetSvc<T> {
+                        type Response = super::MeetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MeetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::meet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MeetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Peer/Offer" => {
+                    #[allow(non_camel_case_types)]
+                    struct OfferSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::OfferRequest>
+                    for OfferSvc<T> {
+                        type Response = super::OfferResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::OfferRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::offer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OfferSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Peer/Fetch" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::ServerStreamingService<super::FetchRequest>
+                    for FetchSvc<T> {
+                        type Response = super::FetchChunk;
+                        type ResponseStream = T::FetchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::fetch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PeerServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "refrain.v1.Peer";
+    impl<T> tonic::server::NamedService for PeerServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

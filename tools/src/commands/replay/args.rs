@@ -1,6 +1,7 @@
 //! The flags of a replay.
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use refrain_client::Address;
 use refrain_server::config::{parse_duration, parse_size};
 use std::path::PathBuf;
@@ -13,6 +14,8 @@ Examples:
     refrain replay trace.jsonl --capacity 8GiB
   The same, killed with SIGKILL half-way and started again: the hit rate must stay the same:
     refrain replay trace.jsonl --capacity 8GiB --kill-at half
+  Four nodes of a fleet, each request on any of them; a server of the directory is killed half-way:
+    refrain replay trace.jsonl --capacity 2GiB --nodes 4 --kill-at half --kill master
   A sidecar that runs already, four workers with two requests each in flight, ten times faster than
   the trace was recorded:
     refrain serve --dir /mnt/nvme0/refrain --capacity 800GiB --listen unix:/run/refrain.sock
@@ -28,6 +31,9 @@ nothing but the length of prompts on the wire.
 
 With several requests in flight, a prompt may be looked up before the one that it goes on from has
 been saved, and the hit rate stays below the ideal; --speed keeps them as far apart as they were.
+
+With --nodes, each node has a directory and a capacity of its own, and all of them one fleet's
+directory: six processes of redis-server (or valkey-server), started and stopped here.
 
 Replayed again on the same directory or sidecar with the same seed, blocks of the last time are hits.
 Ctrl-C finishes what runs and prints the report so far; a second one ends at once.";
@@ -75,6 +81,18 @@ pub struct Args {
     #[arg(long, value_name = "N|half")]
     pub(super) restart_at: Option<At>,
 
+    /// Nodes of a fleet, each with a sidecar of its own
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "addr",
+        value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) nodes: u16,
+    /// Which node of a fleet serves a request
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = RouteBy::Random)]
+    pub(super) route: RouteBy,
+    /// What --kill-at kills; servers of the directory are started again after five seconds
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Victim::Sidecar,
+        requires = "kill_at")]
+    pub(super) kill: Victim,
+
     /// Workers, each with a session of its own
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -120,6 +138,28 @@ pub struct Args {
     pub(super) hit_log: Option<PathBuf>,
 }
 
+/// How a fleet's nodes share requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum RouteBy {
+    /// Any node, by chance
+    Random,
+    /// The node that served half of it or more last, or else any
+    Affinity,
+}
+
+/// What is killed with SIGKILL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Victim {
+    /// The sidecar, of a fleet the first node's; started again at once
+    Sidecar,
+    /// A master of the directory's cluster
+    Master,
+    /// A replica
+    Replica,
+    /// All servers of the directory
+    Directory,
+}
+
 /// A request of the replay, counted from its first one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum At {
@@ -130,7 +170,7 @@ pub(super) enum At {
 /// What is done to our own sidecar on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disturbance {
-    Kill { at: u64 },
+    Kill { at: u64, victim: Victim },
     Restart { at: u64 },
 }
 
@@ -142,7 +182,13 @@ impl Args {
 
     pub(super) fn disturbance(&self, requests: u64) -> Result<Option<Disturbance>> {
         let disturbance = match (self.kill_at, self.restart_at) {
-            (Some(at), _) => Disturbance::Kill { at: at.request(requests) },
+            (Some(at), _) => {
+                ensure!(
+                    self.nodes > 1 || self.kill == Victim::Sidecar,
+                    "a sidecar alone has no directory: give --nodes"
+                );
+                Disturbance::Kill { at: at.request(requests), victim: self.kill }
+            }
             (None, Some(at)) => Disturbance::Restart { at: at.request(requests) },
             (None, None) => return Ok(None),
         };
@@ -155,7 +201,7 @@ impl Args {
 impl Disturbance {
     pub(super) fn request(self) -> u64 {
         match self {
-            Self::Kill { at } | Self::Restart { at } => at,
+            Self::Kill { at, .. } | Self::Restart { at } => at,
         }
     }
 }
@@ -213,12 +259,17 @@ mod tests {
 
     #[test]
     fn request_of_a_kill_is_a_number_or_half() {
+        let kill = |at| Disturbance::Kill { at, victim: Victim::Sidecar };
         check_disturbance("", 10, Ok(None));
-        check_disturbance("--kill-at half", 11, Ok(Some(Disturbance::Kill { at: 5 })));
-        check_disturbance("--kill-at half", 1, Ok(Some(Disturbance::Kill { at: 0 })));
+        check_disturbance("--kill-at half", 11, Ok(Some(kill(5))));
+        check_disturbance("--kill-at half", 1, Ok(Some(kill(0))));
         check_disturbance("--restart-at 9", 10, Ok(Some(Disturbance::Restart { at: 9 })));
         let outside = "there is no request 10 among 10, counted from 0";
         check_disturbance("--kill-at 10", 10, Err(outside));
+        let alone = "a sidecar alone has no directory: give --nodes";
+        check_disturbance("--kill-at 1 --kill master", 10, Err(alone));
+        let master = Disturbance::Kill { at: 1, victim: Victim::Master };
+        check_disturbance("--kill-at 1 --kill master --nodes 2", 10, Ok(Some(master)));
         let error = args("--capacity 1GiB --kill-at middle").unwrap_err();
         assert!(error.contains("give the number of a request, or `half`"), "{error}");
     }

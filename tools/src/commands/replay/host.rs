@@ -1,22 +1,50 @@
-//! The sidecar that a replay talks to: its own, or one that runs anyway.
+//! The sidecars that a replay talks to: its own, one or a fleet of them, or one that runs anyway.
 
 use super::Args;
+use super::args::{Disturbance, Victim};
+use super::report::Restarts;
+use crate::cluster::{Cluster, ClusterError};
 use crate::sidecar::{Sidecar, SidecarConfig, SidecarError};
 use anyhow::{Context, Result};
 use refrain_client::Address;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use thiserror::Error;
+
+/// How long a killed server of the directory is away.
+const AWAY: Duration = Duration::from_secs(5);
 
 pub(super) enum Host {
     /// Its directory is removed after it where it is a temporary one.
     Own {
-        sidecar: Box<Sidecar>,
-        _directory: Option<TempDir>,
+        sidecars: Vec<Sidecar>,
+        directory: Option<Servers>,
+        _home: Option<TempDir>,
     },
     Other {
         address: Address,
     },
+}
+
+/// A fleet's directory, and who of it comes back when.
+pub(super) struct Servers {
+    cluster: Cluster,
+    away: Option<(Instant, Vec<usize>)>,
+}
+
+/// Why the hosts do not go on.
+#[derive(Debug, Error)]
+pub(super) enum HostError {
+    #[error(transparent)]
+    Sidecar(#[from] SidecarError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
 }
 
 impl Host {
@@ -34,53 +62,142 @@ impl Host {
                     .context("make a temporary directory here; --dir names another place")?,
             ),
         };
-        let directory = match (&args.dir, &temporary) {
+        let home = match (&args.dir, &temporary) {
             (Some(directory), _) => directory.as_path(),
             (None, Some(temporary)) => temporary.path(),
             (None, None) => Path::new("."),
         };
-        let capacity = args.capacity.context("--capacity says how much the sidecar may store")?;
-        let mut config = SidecarConfig::new(directory, capacity)?;
-        let flags = [
-            ("--io-engine", &args.io_engine),
-            ("--durability", &args.durability),
-            ("--load-arena", &args.load_arena),
-        ];
-        for (flag, value) in flags {
-            if let Some(value) = value {
-                config.flags.extend([OsString::from(flag), value.into()]);
-            }
+        if args.nodes == 1 {
+            let sidecars = vec![Sidecar::start(config(args, home)?)?];
+            return Ok(Self::Own { sidecars, directory: None, _home: temporary });
         }
-        Ok(Self::Own { sidecar: Box::new(Sidecar::start(config)?), _directory: temporary })
+        let servers = home.join("directory");
+        std::fs::create_dir_all(&servers).with_context(|| format!("make {}", servers.display()))?;
+        let cluster = Cluster::start(&servers, None)?;
+        let secret = home.join("secret");
+        write_secret(&secret).with_context(|| format!("write {}", secret.display()))?;
+        let start = |node: u16| {
+            let mut config = config(args, &home.join(format!("node-{node}")))?;
+            config.flags.extend(["--secret-file".into(), secret.clone().into_os_string()]);
+            config.flags.extend(fleet_flags(&cluster, node)?);
+            anyhow::Ok(Sidecar::start(config)?)
+        };
+        let sidecars = (1..=args.nodes).map(start).collect::<Result<_>>()?;
+        let directory = Some(Servers { cluster, away: None });
+        Ok(Self::Own { sidecars, directory, _home: temporary })
     }
 
-    pub(super) fn address(&self) -> &Address {
+    /// Of every sidecar.
+    pub(super) fn addresses(&self) -> Vec<&Address> {
         match self {
-            Self::Own { sidecar, .. } => sidecar.address(),
-            Self::Other { address } => address,
+            Self::Own { sidecars, .. } => sidecars.iter().map(Sidecar::address).collect(),
+            Self::Other { address } => vec![address],
         }
     }
 
     pub(super) fn is_own(&self) -> bool {
-        match self {
-            Self::Own { .. } => true,
-            Self::Other { .. } => false,
-        }
+        matches!(self, Self::Own { .. })
     }
 
-    pub(super) fn own(&mut self) -> Option<&mut Sidecar> {
-        match self {
-            Self::Own { sidecar, .. } => Some(sidecar),
-            Self::Other { .. } => None,
+    /// Fails when one of our own has ended without being told to.
+    pub(super) fn check(&mut self) -> Result<(), HostError> {
+        if let Self::Own { sidecars, .. } = self {
+            sidecars.iter_mut().try_for_each(Sidecar::check)?;
         }
+        Ok(())
     }
 
-    /// Stops our own sidecar and removes its directory; `abandoned` waits for nothing.
+    /// Starts servers again whose time has come.
+    pub(super) fn tend(&mut self) -> Result<(), HostError> {
+        let Self::Own { directory: Some(Servers { cluster, away }), .. } = self else {
+            return Ok(());
+        };
+        if let Some((_, servers)) = away.take_if(|(until, _)| Instant::now() >= *until) {
+            servers.into_iter().try_for_each(|server| cluster.restart(server))?;
+        }
+        Ok(())
+    }
+
+    /// Disturbs what is our own; how a sidecar came back, where it was one.
+    pub(super) fn disturb(&mut self, how: Disturbance) -> Result<Option<Restarts>, HostError> {
+        let Self::Own { sidecars, directory, .. } = self else { return Ok(None) };
+        let killed = matches!(how, Disturbance::Kill { .. });
+        let victim = match how {
+            Disturbance::Kill { victim, .. } => victim,
+            Disturbance::Restart { .. } => Victim::Sidecar,
+        };
+        if victim == Victim::Sidecar {
+            let Some(sidecar) = sidecars.first_mut() else { return Ok(None) };
+            if killed { sidecar.kill() } else { sidecar.stop() }?;
+            let start_time = sidecar.restart()?;
+            return Ok(Some(Restarts { count: 1, killed, start_time }));
+        }
+        if let Some(Servers { cluster, away }) = directory {
+            let masters = cluster.masters();
+            let is_replica = |server: &usize| !masters.contains(server);
+            let servers: Vec<_> = match victim {
+                Victim::Master => masters.iter().take(1).copied().collect(),
+                Victim::Replica => (0..cluster.len()).filter(is_replica).take(1).collect(),
+                Victim::Directory | Victim::Sidecar => (0..cluster.len()).collect(),
+            };
+            servers.iter().try_for_each(|server| cluster.kill(*server))?;
+            *away = Some((Instant::now() + AWAY, servers));
+        }
+        Ok(None)
+    }
+
+    /// Stops our own sidecars and removes their directory; `abandoned` waits for nothing.
     pub(super) fn end(mut self, abandoned: bool) -> Result<(), SidecarError> {
-        match self.own() {
-            Some(sidecar) if !abandoned && sidecar.pid().is_some() => sidecar.stop(),
-            // Dropping it kills it.
-            Some(_) | None => Ok(()),
+        match &mut self {
+            Self::Own { sidecars, .. } if !abandoned => {
+                let mut running = sidecars.iter_mut().filter(|sidecar| sidecar.pid().is_some());
+                running.try_for_each(Sidecar::stop)
+            }
+            // Dropping them kills them.
+            Self::Own { .. } | Self::Other { .. } => Ok(()),
         }
     }
+}
+
+/// A sidecar as it is alone.
+fn config(args: &Args, directory: &Path) -> Result<SidecarConfig> {
+    let capacity = args.capacity.context("--capacity says how much the sidecar may store")?;
+    let mut config = SidecarConfig::new(directory, capacity)?;
+    let flags = [
+        ("--io-engine", &args.io_engine),
+        ("--durability", &args.durability),
+        ("--load-arena", &args.load_arena),
+    ];
+    for (flag, value) in flags {
+        if let Some(value) = value {
+            config.flags.extend([OsString::from(flag), value.into()]);
+        }
+    }
+    Ok(config)
+}
+
+/// What makes it a node of the fleet.
+fn fleet_flags(cluster: &Cluster, node: u16) -> Result<Vec<OsString>> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|at| at.local_addr());
+    let port = port.context("find a free port")?.port();
+    let mut flags: Vec<OsString> = Vec::new();
+    for address in cluster.addresses() {
+        flags.extend(["--directory".into(), address.into()]);
+    }
+    flags.extend(["--node".into(), node.to_string().into()]);
+    let address = format!("127.0.0.1:{port}");
+    flags.extend(["--advertise".into(), address.clone().into()]);
+    flags.extend(["--listen-peers".into(), address.into()]);
+    flags.extend(["--directory-user-file".into(), cluster.user_file().into()]);
+    Ok(flags)
+}
+
+/// Nodes name equal prompts alike by one secret; that of a replay before this one stays.
+fn write_secret(path: &Path) -> std::io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut random = fastrand::Rng::new();
+    file.write_all(&std::array::from_fn::<u8, 32, _>(|_| random.u8(..)))
 }

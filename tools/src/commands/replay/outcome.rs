@@ -10,6 +10,8 @@ pub(super) struct Outcome {
     /// Of the request in its file, from 0.
     pub(super) index: u64,
     pub(super) timestamp_ms: u64,
+    /// Of a fleet, who served it, from 0.
+    pub(super) node: usize,
     pub(super) input_tokens: u64,
     /// Blocks that the prompt fills.
     pub(super) blocks: u32,

@@ -20,6 +20,7 @@ pub(super) struct Totals {
     wrong_bytes: u64,
     errors: u64,
     first_error: Option<String>,
+    nodes: BTreeMap<usize, NodeTotals>,
     sidecar_losses: u64,
     waited_ms: u64,
     leases_lost: u64,
@@ -31,6 +32,15 @@ pub(super) struct Totals {
     expected_load_errors: Vec<f64>,
 }
 
+/// Sums over the requests of one node.
+#[derive(Clone, Copy, Debug, Default)]
+struct NodeTotals {
+    requests: u64,
+    input_tokens: u64,
+    hit_blocks: u64,
+    saved: u64,
+}
+
 /// What is known of a replay beside its requests.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
@@ -38,6 +48,7 @@ pub(super) struct Frame {
     pub(super) block_tokens: u64,
     pub(super) workers: u32,
     pub(super) concurrency: u32,
+    pub(super) nodes: u16,
     pub(super) capacity_bytes: Option<u64>,
     pub(super) elapsed: Duration,
     pub(super) late_max: Duration,
@@ -61,6 +72,16 @@ pub(super) struct Percentiles {
     pub(super) p50: u64,
     pub(super) p99: u64,
     pub(super) max: u64,
+}
+
+/// One node of a fleet.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct NodeReport {
+    pub(super) requests: u64,
+    pub(super) input_tokens: u64,
+    pub(super) hit_tokens: u64,
+    pub(super) token_hit_rate: f64,
+    pub(super) blocks_saved: u64,
 }
 
 /// The report as `--json` prints it. A GB is 10^9 bytes.
@@ -108,6 +129,9 @@ pub(super) struct Report {
     pub(super) killed: bool,
     pub(super) late_ms_max: u64,
     pub(super) interrupted: bool,
+    /// Of a fleet, every node, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) nodes: Vec<NodeReport>,
 }
 
 impl Totals {
@@ -124,6 +148,11 @@ impl Totals {
         self.sidecar_losses += u64::from(outcome.sidecar_losses);
         self.waited_ms += outcome.waited_ms;
         self.leases_lost += u64::from(outcome.leases_lost);
+        let node = self.nodes.entry(outcome.node).or_default();
+        node.requests += 1;
+        node.input_tokens += outcome.input_tokens;
+        node.hit_blocks += u64::from(outcome.hit());
+        node.saved += u64::from(outcome.saved);
         if let Some(reason) = outcome.miss {
             *self.misses.entry(reason).or_default() += 1;
         }
@@ -160,6 +189,17 @@ impl Totals {
         let load_time = Duration::from_micros(self.load_us.iter().sum());
         self.expected_load_errors.sort_unstable_by(f64::total_cmp);
         let Restarts { count, killed, start_time } = frame.restarts;
+        let is_fleet = frame.nodes > 1;
+        let of_node = |node: &NodeTotals| {
+            let hit_tokens = node.hit_blocks * frame.block_tokens;
+            NodeReport {
+                requests: node.requests,
+                input_tokens: node.input_tokens,
+                hit_tokens,
+                token_hit_rate: ratio(hit_tokens, node.input_tokens),
+                blocks_saved: node.saved,
+            }
+        };
         Report {
             requests: self.requests,
             input_tokens: self.input_tokens,
@@ -199,6 +239,7 @@ impl Totals {
             killed,
             late_ms_max: u64::try_from(frame.late_max.as_millis()).unwrap_or(u64::MAX),
             interrupted: frame.interrupted,
+            nodes: self.nodes.values().filter(|_| is_fleet).map(of_node).collect(),
         }
     }
 }

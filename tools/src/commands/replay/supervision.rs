@@ -2,11 +2,10 @@
 
 use super::args::Disturbance;
 use super::hit_log::HitLog;
-use super::host::Host;
+use super::host::{Host, HostError};
 use super::outcome::Outcome;
 use super::report::{Frame, Report, Restarts, Totals};
 use super::{Event, Failed};
-use crate::sidecar::{Sidecar, SidecarError};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -61,6 +60,9 @@ impl<'a> Supervision<'a> {
         disturbance: Option<Disturbance>,
     ) {
         while running > 0 && !self.abandoned {
+            if let Err(error) = host.tend() {
+                self.abandon(error);
+            }
             match inbox.recv_timeout(CHECK_INTERVAL) {
                 Ok(Event::Served(outcome)) => self.served(&outcome),
                 Ok(Event::Reached) => self.disturb(host, disturbance),
@@ -69,7 +71,7 @@ impl<'a> Supervision<'a> {
                 Ok(Event::Interrupted) => self.interrupted = true,
                 Ok(Event::Aborted) | Err(RecvTimeoutError::Disconnected) => self.abandoned = true,
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Some(Err(error)) = host.own().map(Sidecar::check) {
+                    if let Err(error) = host.check() {
                         self.abandon(error);
                     }
                 }
@@ -110,25 +112,19 @@ impl<'a> Supervision<'a> {
     }
 
     fn disturb(&mut self, host: &mut Host, disturbance: Option<Disturbance>) {
-        let (Some(sidecar), Some(disturbance)) = (host.own(), disturbance) else {
-            return;
-        };
-        let (ended, killed) = match disturbance {
-            Disturbance::Kill { .. } => (sidecar.kill(), true),
-            Disturbance::Restart { .. } => (sidecar.stop(), false),
-        };
-        match ended.and_then(|()| sidecar.restart()) {
-            Ok(start_time) => {
-                self.restarts = Restarts { count: self.restarts.count + 1, killed, start_time };
+        match disturbance.map(|disturbance| host.disturb(disturbance)) {
+            Some(Ok(Some(restarts))) => {
+                self.restarts = Restarts { count: self.restarts.count + 1, ..restarts };
             }
-            Err(error) => self.abandon(error),
+            Some(Err(error)) => self.abandon(error),
+            Some(Ok(None)) | None => {}
         }
     }
 
     /// Without a sidecar, nothing that is under way will end well.
-    fn abandon(&mut self, error: SidecarError) {
+    fn abandon(&mut self, error: HostError) {
         self.abandoned = true;
-        self.fail(Failed::Sidecar(error).into());
+        self.fail(Failed::Host(error).into());
     }
 
     fn fail(&mut self, error: anyhow::Error) {

@@ -57,6 +57,16 @@ impl Table<'_> {
                 grouped(report.blocks_refused),
             )
         })?;
+        for (number, node) in (1..).zip(&report.nodes) {
+            row(out, "", |out| {
+                let (requests, saved) = (grouped(node.requests), grouped(node.blocks_saved));
+                let percent = 100.0 * node.token_hit_rate;
+                write!(
+                    out,
+                    "node {number}: {requests} requests, hit rate {percent:.1} %, {saved} saved"
+                )
+            })?;
+        }
         row(out, "wrong bytes", |out| {
             write!(out, "{}, every loaded byte compared", grouped(report.wrong_bytes))
         })

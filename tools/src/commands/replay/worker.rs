@@ -10,6 +10,7 @@ use super::content::{Contents, Identity};
 use super::outcome::Outcome;
 use super::prompt;
 use super::queue::{Numbered, Queue};
+use super::route::Route;
 use super::{Event, Failed};
 use refrain_client::v1::{MissReason, Refusal};
 use refrain_client::{ClientError, Done, Layout, Lookup, Prompt, Registration};
@@ -35,7 +36,9 @@ pub(super) struct Options {
 /// One of those that serve requests; clones serve side by side in one session.
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
-    pub(super) registration: Registration,
+    /// With every node.
+    pub(super) registrations: Vec<Registration>,
+    pub(super) route: Arc<Route>,
     pub(super) contents: Contents,
     pub(super) options: Options,
 }
@@ -93,9 +96,12 @@ impl Worker {
         let ids = &numbered.request.blocks;
         let asked = Asked { tokens: prompt::tokens(ids), blocks: self.contents.identities(ids) };
         let mut outcome = Outcome::of(numbered);
+        let node = self.route.node(&numbered.request);
+        outcome.node = node;
         let (mut absence, mut found_first) = (Absence::default(), None);
         loop {
-            let end = self.attempt(&asked, &mut outcome, &mut absence, &mut found_first).await;
+            let first = &mut found_first;
+            let end = self.attempt((node, &asked), &mut outcome, &mut absence, first).await;
             match end {
                 Ok(End::Counted) => return Ok(outcome),
                 Ok(End::LeaseOver) => {
@@ -119,14 +125,14 @@ impl Worker {
 
     async fn attempt(
         &self,
-        asked: &Asked,
+        (node, asked): (usize, &Asked),
         outcome: &mut Outcome,
         absence: &mut Absence,
         found_first: &mut Option<u32>,
     ) -> Result<End, RequestError> {
         outcome.begin_attempt();
         let begun = Instant::now();
-        let lookup = self.registration.lookup(Prompt::Tokens(&asked.tokens)).await?;
+        let lookup = self.registrations[node].lookup(Prompt::Tokens(&asked.tokens)).await?;
         outcome.lookup_us = microseconds(begun.elapsed());
         absence.end(outcome);
         let (expected, found) = (outcome.blocks, lookup.prompt_blocks.max(lookup.matched_blocks));
@@ -146,7 +152,8 @@ impl Worker {
             | MissReason::Deadline
             | MissReason::Damaged
             | MissReason::NoMemory
-            | MissReason::Drive => {}
+            | MissReason::Drive
+            | MissReason::Peer => {}
         }
         if let End::SidecarLost = self.save(&lookup, done.loaded_blocks, asked, outcome).await? {
             return Ok(End::SidecarLost);
@@ -297,6 +304,7 @@ fn miss(reason: MissReason) -> Option<&'static str> {
         MissReason::Damaged => Some("damaged"),
         MissReason::NoMemory => Some("no_memory"),
         MissReason::Drive => Some("drive"),
+        MissReason::Peer => Some("peer"),
         MissReason::Lease => Some("lease"),
         MissReason::Unspecified => Some("sidecar_lost"),
     }

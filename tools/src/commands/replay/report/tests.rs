@@ -8,6 +8,7 @@ fn frame() -> Frame {
         block_tokens: 512,
         workers: 1,
         concurrency: 1,
+        nodes: 1,
         capacity_bytes: None,
         elapsed: Duration::from_secs(2),
         late_max: Duration::ZERO,

@@ -33,7 +33,7 @@ impl Tail {
                 lines.push_back(text);
             }
         };
-        let reader = thread::Builder::new().name("sidecar-stderr".into()).spawn(read).ok();
+        let reader = thread::Builder::new().name("child-stderr".into()).spawn(read).ok();
         Self { lines, reader }
     }
 

@@ -1,0 +1,83 @@
+//! Entries as they are written: the blocks of one bucket in one call of a function.
+
+use super::answer::integer;
+use super::cluster::{From, Op};
+use super::owners::Claim;
+use super::slots::{Spot, bucket_key};
+use super::{Shared, counts};
+use crate::chain::BlockKey;
+use redis::cmd;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+/// How long a batch tries to be written.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Slot, bucket, and what is done there for whom.
+type Place = (u16, u32, Write, Claim);
+type Fields = Vec<(BlockKey, [u8; 6])>;
+
+/// What becomes of an owner in some entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Write {
+    Put,
+    Remove,
+}
+
+impl Shared {
+    /// Writes a claim into entries, or out of them; the blocks that no server took.
+    pub(super) async fn write(&self, writes: &[(BlockKey, Claim, Write)]) -> Vec<BlockKey> {
+        let Some(bits) = self.registry().bucket_bits else {
+            return writes.iter().map(|(key, ..)| *key).collect();
+        };
+        let mut calls: BTreeMap<Place, Fields> = BTreeMap::new();
+        for &(key, claim, write) in writes {
+            let Spot { slot, bucket, field } = Spot::of(key, bits);
+            calls.entry((slot, bucket, write, claim)).or_default().push((key, field));
+        }
+        let op = |(place, fields): (&Place, &Fields)| {
+            let &(slot, bucket, write, claim) = place;
+            let function = match write {
+                Write::Put => "refrain1_put",
+                Write::Remove => "refrain1_del",
+            };
+            let mut command = cmd("FCALL");
+            command.arg(function).arg(1).arg(bucket_key(slot, bucket, bits));
+            command.arg(&claim.encode()[..]);
+            for (_, field) in fields {
+                command.arg(&field[..]);
+            }
+            Op { slot, command }
+        };
+        let ops: Vec<_> = calls.iter().map(op).collect();
+        let answers = self.cluster.run(&ops, From::Master, Instant::now() + PATIENCE).await;
+        let mut failed = Vec::new();
+        for ((&(.., write, _), fields), answer) in calls.iter().zip(answers) {
+            match answer.as_ref().and_then(integer) {
+                Some(changed) => {
+                    let changed = usize::try_from(changed).unwrap_or(0);
+                    counts::add(self.counter(write), changed);
+                }
+                None => failed.extend(fields.iter().map(|(key, _)| *key)),
+            }
+        }
+        counts::add(&self.counts.failed_writes, failed.len());
+        failed
+    }
+
+    fn counter(&self, write: Write) -> &AtomicU64 {
+        match write {
+            Write::Put => &self.counts.published,
+            Write::Remove => &self.counts.unpublished,
+        }
+    }
+
+    /// Takes others' claims that proved wrong out of their entries.
+    pub(super) async fn take_out(&self, wrong: &[(BlockKey, Claim)]) {
+        let writes: Vec<_> =
+            wrong.iter().map(|&(key, claim)| (key, claim, Write::Remove)).collect();
+        let failed = self.write(&writes).await;
+        counts::add(&self.counts.forgotten, writes.len() - failed.len());
+    }
+}

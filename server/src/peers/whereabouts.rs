@@ -1,0 +1,109 @@
+//! Who may hold what stands behind a local prefix: the peers of the config, and those that the fleet's
+//! directory names.
+
+use super::link::{Common, Link};
+use crate::config::PeerAddress;
+use crate::node::Node;
+use refrain_index::chain::BlockKey;
+use refrain_index::directory::{Directory, Located, Owner};
+use refrain_index::hash::SequenceHash;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Owners that one lookup asks: the next best are there for what the best has lost.
+const OWNERS_ASKED: usize = 3;
+
+#[derive(Debug)]
+pub(super) struct Whereabouts {
+    common: Arc<Common>,
+    /// Asked at every lookup.
+    listed: Vec<Arc<Link>>,
+    /// Others that the directory has named, by where they are reached.
+    named: Mutex<BTreeMap<PeerAddress, Arc<Link>>>,
+}
+
+/// A peer that may hold blocks.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) link: Arc<Link>,
+    /// As the directory has it, with the end of what it is thought to hold, in blocks of the prompt.
+    owner: Option<(Owner, usize)>,
+}
+
+impl Whereabouts {
+    pub(super) fn new(listed: &[PeerAddress], common: Arc<Common>) -> Self {
+        let listed = listed.iter().map(|address| Link::new(address.clone(), &common)).collect();
+        Self { common, listed, named: Mutex::default() }
+    }
+
+    /// Those to ask for blocks of a prompt from `first` on. Comes by the deadline.
+    pub(super) async fn candidates(
+        &self,
+        node: &Node,
+        (shard, hashes, first): (u32, &[SequenceHash], usize),
+        deadline: Instant,
+    ) -> Vec<Candidate> {
+        let listed = self.listed.iter();
+        let listed = listed.map(|link| Candidate { link: Arc::clone(link), owner: None });
+        let mut candidates: Vec<_> = listed.collect();
+        let Some(directory) = directory(node) else { return candidates };
+        let located = directory.locate(shard, &hashes[first..], deadline).await;
+        for (owner, reach) in furthest(located) {
+            // Of an address that nobody could reach, whoever published it is told at its start.
+            let Ok(address) = owner.address.parse::<PeerAddress>() else { continue };
+            let is_listed = self.listed.iter().any(|link| link.address == address);
+            if !is_listed {
+                let link = self.named(&address);
+                candidates.push(Candidate { link, owner: Some((owner, first + reach)) });
+            }
+        }
+        candidates
+    }
+
+    fn named(&self, address: &PeerAddress) -> Arc<Link> {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = named
+            .entry(address.clone())
+            .or_insert_with(|| Link::new(address.clone(), &self.common));
+        Arc::clone(link)
+    }
+
+    /// All that were ever asked.
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        self.listed.iter().chain(named.values()).cloned().collect()
+    }
+}
+
+impl Candidate {
+    /// The owner has less than it was thought to: blocks of the prompt from `end` on.
+    pub(super) fn holds(&self, node: &Node, (shard, hashes): (u32, &[SequenceHash]), end: usize) {
+        if let (Some((owner, reach)), Some(directory)) = (&self.owner, directory(node)) {
+            for &sequence in hashes.get(end..*reach).unwrap_or_default() {
+                directory.forget(BlockKey { sequence, shard }, owner);
+            }
+        }
+    }
+
+    /// It does not answer.
+    pub(super) fn is_silent(&self, node: &Node) {
+        if let (Some((owner, _)), Some(directory)) = (&self.owner, directory(node)) {
+            directory.suspect(owner.node);
+        }
+    }
+}
+
+fn directory(node: &Node) -> Option<&Directory> {
+    node.fleet.get().map(|fleet| fleet.membership.directory())
+}
+
+/// The owners of a chain's blocks, each with the end of its last run, the furthest first: a node that
+/// holds a block holds all before it.
+fn furthest(located: Located) -> Vec<(Owner, usize)> {
+    let mut runs = located.runs;
+    runs.sort_by_key(|run| std::cmp::Reverse(run.first + run.count));
+    let mut known = BTreeSet::new();
+    let runs = runs.into_iter().filter(|run| known.insert(run.owner.node));
+    runs.take(OWNERS_ASKED).map(|run| (run.owner, run.first + run.count)).collect()
+}
