@@ -116,12 +116,8 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     health.send_replace(State::Serving);
     let restart = begun.elapsed();
     node.metrics().restart_seconds.set(restart.as_secs_f64());
-    announce::serving(
-        (&config, &listen),
-        &opened(&node),
-        (metrics_address, peers_address),
-        restart,
-    );
+    let addresses = (metrics_address, peers_address);
+    announce::serving((&config, &listen), &opened(&node), addresses, restart);
     tokio::select! {
         () = shutdown => {}
         () = asked(drained) => {}

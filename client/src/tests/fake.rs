@@ -206,6 +206,7 @@ impl cache_server::Cache for Cache {
             matched_blocks: blocks / 2,
             tiers: Vec::new(),
             expected_load_us: 5,
+            expected_peer_us: 0,
             lease_ms: 10_000,
         }))
     }

@@ -84,15 +84,21 @@ async fn pass(near: TcpStream, far: TcpStream, meddling: Meddling) {
                     let micros = u64::try_from(read).unwrap() * 1_000_000 / rate;
                     tokio::time::sleep(Duration::from_micros(micros)).await;
                 }
-                _ => {}
+                Meddling::Nothing
+                | Meddling::Flip(_)
+                | Meddling::Stall(_)
+                | Meddling::Cut(_)
+                | Meddling::Refuse => {}
             }
             near_out.write_all(bytes).await?;
-            match meddling {
-                Meddling::Stall(place) if end > place => std::future::pending().await,
-                Meddling::Cut(place) if end > place => return Ok(()),
-                _ if read == 0 => return Ok(()),
-                _ => at = end,
+            let is_cut = matches!(meddling, Meddling::Cut(place) if end > place);
+            if matches!(meddling, Meddling::Stall(place) if end > place) {
+                std::future::pending::<()>().await;
             }
+            if is_cut || read == 0 {
+                return Ok(());
+            }
+            at = end;
         }
     };
     let _: (_, std::io::Result<()>) = tokio::select! {
