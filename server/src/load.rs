@@ -25,8 +25,10 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 mod block_read;
+mod in_memory;
 
 pub(crate) use block_read::{BlockRead, Origin};
+use in_memory::InMemory;
 
 /// Why a matched block was not loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,21 +243,30 @@ impl Node {
                 (key, held.places.get(block).copied(), held.loaded[block].clone())
             })
             .collect();
+        let frames = wanted.iter().map(|(key, _, loaded)| (*key, loaded.clone()));
+        let mut in_memory = InMemory::hold(frames, &mut state.host);
         let peer = Origin::Peer(registration.namespace, state.epoch(registration.namespace));
         let stored = registration.layout.stored_length();
         let withdrawn = self.withdrawn();
         let (mut frames, mut sources, mut reason) = (Vec::new(), Vec::new(), None);
-        for (key, place, loaded) in wanted {
-            let source = match (loaded, place) {
+        for (block, (key, place, _)) in wanted.into_iter().enumerate() {
+            let source = match (in_memory.take(block), place) {
                 (Some(frame), _) => Some((frame, Source::Host)),
-                (None, Some(place)) if withdrawn.holds(&place) && !state.host.contains(key) => {
+                (None, Some(place)) if withdrawn.holds(&place) => {
                     reason = Some(Miss::Drive);
                     break;
                 }
-                (None, Some(place)) => {
-                    self.source(state, key, (Origin::Drive(place), place.stored_length()))
+                (None, place) => {
+                    let from = place.map_or((peer, stored), |place| {
+                        (Origin::Drive(place), place.stored_length())
+                    });
+                    loop {
+                        let source = self.source(state, key, from);
+                        if source.is_some() || !in_memory.give_up(block, &mut state.host) {
+                            break source;
+                        }
+                    }
                 }
-                (None, None) => self.source(state, key, (peer, stored)),
             };
             let Some((frame, source)) = source else {
                 reason = Some(Miss::NoMemory);
@@ -312,9 +323,6 @@ impl Node {
         key: BlockKey,
         (origin, stored_length): (Origin, u64),
     ) -> Option<(Arc<Frame>, Source)> {
-        if let Some(frame) = state.host.get(key) {
-            return Some((frame, Source::Host));
-        }
         // One of where the block lay before may never end: its drive was withdrawn since.
         if let Some(read) = state.reading.get(&key).filter(|read| read.origin == origin) {
             self.metrics.shared_reads.inc();
