@@ -11,10 +11,11 @@ BIN := $(abspath $(VENV))/bin
 MINUTES ?= 60
 
 VLLM_VENV ?= python/.venv-vllm
+SGLANG_VENV ?= python/.venv-sglang
 # `all` for what takes too long for every change.
 VLLM_TESTS ?= quick
 
-.PHONY: demo test handshakes simulate soak python vllm bench-smoke setup
+.PHONY: demo test handshakes simulate soak python vllm sglang bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -41,7 +42,8 @@ python: setup $(VENV)/installed ## build the wheel of the Python package, instal
 	cd python && "$(BIN)/maturin" build --quiet --release --locked --out "$(WHEELS)"
 	"$(BIN)/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && "$(BIN)/ruff" format --quiet --check . && "$(BIN)/ruff" check --quiet .
-	"$(BIN)/mypy" --strict --no-error-summary --exclude 'torch.py|/vllm/' python/python/refrain_kv
+	"$(BIN)/mypy" --strict --no-error-summary --config-file python/pyproject.toml \
+		--exclude 'torch\.py|/(sglang|vllm)/' python/python/refrain_kv
 	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" "$(BIN)/pytest" --ignore tests/in_vllm
 
 vllm: setup ## install a real vLLM for the CPU, put the newest wheel (`make python`) into it, run engines with and without Refrain
@@ -49,6 +51,12 @@ vllm: setup ## install a real vLLM for the CPU, put the newest wheel (`make pyth
 	"$(abspath $(VLLM_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" VLLM_TESTS=$(VLLM_TESTS) \
 		"$(abspath $(VLLM_VENV))/bin/pytest" tests/in_vllm
+
+sglang: setup ## install SGLang and vLLM for the CPU, put the newest wheel (`make python`) into them, run what they load
+	.ci/sglang "$(SGLANG_VENV)" "$(VLLM_VENV)"
+	"$(abspath $(SGLANG_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
+	cd python && PATH="$(abspath $(SGLANG_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
+		"$(abspath $(SGLANG_VENV))/bin/pytest" tests/in_sglang tests/in_vllm_tier
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt

@@ -26,7 +26,8 @@ pub struct Lookup {
     pub prompt_blocks: u32,
     /// How many of them are resident, from the first one on.
     pub matched_blocks: u32,
-    /// Where the matched blocks lie, in order.
+    /// Where the matched blocks lie, in order; of separate names, where all that were asked for do,
+    /// and `Unspecified` where they are not resident.
     pub tiers: Vec<v1::TierRun>,
     /// Of all matched blocks, as drives and peers stand now.
     pub expected_load: Duration,

@@ -22,6 +22,9 @@ pub enum Prompt<'a> {
     },
     /// Names that the engine has for its blocks, each naming the whole prefix.
     Engine(&'a [Vec<u8>]),
+    /// Such names of blocks that are looked up, loaded and saved each by itself: none is behind
+    /// another. What matches is still the run from the first one on.
+    Separate(&'a [Vec<u8>]),
 }
 
 /// A namespace and shard that lookups are made in; registered with each sidecar by the first call
@@ -164,11 +167,13 @@ fn encode(prompt: Prompt<'_>) -> (lookup_request::Prompt, Vec<Vec<u8>>) {
     match prompt {
         Prompt::Tokens(tokens) => (encode_tokens(tokens), Vec::new()),
         Prompt::Keyed { tokens, extra_keys } => (encode_tokens(tokens), extra_keys.to_vec()),
-        Prompt::Engine(hashes) => {
-            let hashes = v1::EngineHashes { hashes: hashes.to_vec() };
-            (lookup_request::Prompt::Engine(hashes), Vec::new())
-        }
+        Prompt::Engine(hashes) => (encode_names(hashes, false), Vec::new()),
+        Prompt::Separate(hashes) => (encode_names(hashes, true), Vec::new()),
     }
+}
+
+fn encode_names(hashes: &[Vec<u8>], separate: bool) -> lookup_request::Prompt {
+    lookup_request::Prompt::Engine(v1::EngineHashes { hashes: hashes.to_vec(), separate })
 }
 
 fn encode_tokens(tokens: &[u32]) -> lookup_request::Prompt {

@@ -122,6 +122,16 @@ impl<P: Place> Chain<P> {
         places
     }
 
+    /// Where each block is that is resident, whatever it is behind. Touches each of them alone.
+    pub fn match_each(&mut self, shard: u32, hashes: &[SequenceHash], now: u32) -> Vec<Option<P>> {
+        let found = hashes.iter().map(|&sequence| {
+            let node = self.nodes.get_mut(self.find(BlockKey { sequence, shard })?);
+            node.touched = now;
+            Some(node.place)
+        });
+        found.collect()
+    }
+
     /// How long that run is; touches nothing.
     pub fn matched(&self, shard: u32, hashes: &[SequenceHash]) -> usize {
         let mut behind = NONE;

@@ -5,6 +5,7 @@
 
 use crate::namespace::NamespaceDigest;
 use std::fmt;
+use threefish::Threefish256;
 
 /// The version of the key derivation, stored with every record.
 pub const KEY_SCHEME: u32 = 1;
@@ -75,12 +76,12 @@ impl TenantKey {
         SequenceHash(*hasher.finalize().as_bytes())
     }
 
-    /// Wraps a hash that an engine brings. It already names its whole prefix, so that no parent
-    /// enters.
-    pub fn wrap(&self, namespace: NamespaceDigest, engine_hash: &[u8]) -> SequenceHash {
+    /// How names that an engine brings are kept in a namespace.
+    pub fn engine_names(&self, namespace: NamespaceDigest) -> EngineNames {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        hasher.update(b"engine").update(&namespace.0).update(engine_hash);
-        SequenceHash(*hasher.finalize().as_bytes())
+        hasher.update(b"engine names").update(&namespace.0);
+        let key = *hasher.finalize().as_bytes();
+        EngineNames { key, cipher: Threefish256::new_with_tweak(&key, &[0; 16]) }
     }
 
     /// The hashes of all full blocks of a prompt; a partial last block has none.
@@ -100,6 +101,58 @@ impl TenantKey {
             })
             .collect()
     }
+}
+
+/// Wraps the names that an engine has for its blocks. Each names its whole prefix already, so that
+/// no parent enters.
+///
+/// A name of 32 bytes, as SHA-256 makes them, is enciphered as one block: routers, who know blocks by
+/// the engine's names, are told them out of the index, which without the key names no prompt. Any
+/// other is hashed, and not told.
+#[derive(Clone)]
+pub struct EngineNames {
+    key: [u8; 32],
+    cipher: Threefish256,
+}
+
+impl fmt::Debug for EngineNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineNames(..)")
+    }
+}
+
+impl EngineNames {
+    /// Whether a wrapped name can be told again.
+    pub fn tells(engine_hash: &[u8]) -> bool {
+        engine_hash.len() == 32
+    }
+
+    pub fn wrap(&self, engine_hash: &[u8]) -> SequenceHash {
+        match <[u8; 32]>::try_from(engine_hash) {
+            Ok(name) => SequenceHash(through_words(name, |words| {
+                self.cipher.encrypt_block_u64(words);
+            })),
+            Err(_) => SequenceHash(*blake3::keyed_hash(&self.key, engine_hash).as_bytes()),
+        }
+    }
+
+    /// The name of 32 bytes that was wrapped as `sequence`. Of any other hash, it is noise.
+    pub fn unwrap(&self, sequence: SequenceHash) -> [u8; 32] {
+        through_words(sequence.0, |words| self.cipher.decrypt_block_u64(words))
+    }
+}
+
+fn through_words(mut bytes: [u8; 32], work: impl FnOnce(&mut [u64; 4])) -> [u8; 32] {
+    let (pieces, _) = bytes.as_chunks_mut::<8>();
+    let mut words = [0; 4];
+    for (word, piece) in words.iter_mut().zip(&*pieces) {
+        *word = u64::from_le_bytes(*piece);
+    }
+    work(&mut words);
+    for (piece, word) in pieces.iter_mut().zip(words) {
+        *piece = word.to_le_bytes();
+    }
+    bytes
 }
 
 /// What only a holder of `secret` can answer a nonce with; it tells nothing of the secret.
@@ -155,11 +208,22 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_hash_is_wrapped_per_tenant_and_namespace() {
-        let wrapped = key("a").wrap(NAMESPACE, b"engine");
-        assert_eq!(wrapped, key("a").wrap(NAMESPACE, b"engine"));
-        assert_ne!(wrapped, key("b").wrap(NAMESPACE, b"engine"));
-        assert_ne!(wrapped, key("a").wrap(NamespaceDigest([9; 32]), b"engine"));
+    fn an_engines_name_is_wrapped_per_tenant_and_namespace() {
+        for name in [&b"engine"[..], &[6; 32]] {
+            let wrap = |tenant, namespace| key(tenant).engine_names(namespace).wrap(name);
+            assert_eq!(wrap("a", NAMESPACE), wrap("a", NAMESPACE));
+            assert_ne!(wrap("a", NAMESPACE), wrap("b", NAMESPACE));
+            assert_ne!(wrap("a", NAMESPACE), wrap("a", NamespaceDigest([9; 32])));
+            assert_ne!(&wrap("a", NAMESPACE).0, name);
+        }
+    }
+
+    #[test]
+    fn a_name_of_32_bytes_is_told_again_by_who_has_the_key_alone() {
+        let name = *blake3::hash(b"block").as_bytes();
+        let names = key("a").engine_names(NAMESPACE);
+        assert_eq!(names.unwrap(names.wrap(&name)), name);
+        assert_ne!(key("b").engine_names(NAMESPACE).unwrap(names.wrap(&name)), name);
     }
 
     #[test]

@@ -34,6 +34,14 @@ pub struct ParallelShape {
     pub context: u32,
 }
 
+impl ParallelShape {
+    /// Into how many each block is cut.
+    pub fn shards(self) -> u64 {
+        let Self { tensor, pipeline, context } = self;
+        [tensor, pipeline, context].into_iter().map(u64::from).fold(1, u64::saturating_mul)
+    }
+}
+
 /// The record. Fields that a deployment does not use are said to be unused (an empty adapter,
 /// say), never left out: an empty string is refused where a value must exist.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::numbers;
 use crate::registration::Registration;
 use crate::session::{Held, Session};
 use pyo3::prelude::*;
-use refrain_client::ClientConfig;
+use refrain_client::{Address, ClientConfig};
 
 /// Where a sidecar listens unless somebody says otherwise, as for the command line.
 const ADDRESS: &str = "unix:/run/refrain/refrain.sock";
@@ -15,6 +15,13 @@ const ADDRESS: &str = "unix:/run/refrain/refrain.sock";
 #[pyclass(frozen, module = "refrain_kv")]
 #[derive(Debug)]
 pub(crate) struct Client(Held<refrain_client::Client>);
+
+/// Where the sidecar is, if nobody says.
+pub(crate) fn address(given: Option<String>) -> PyResult<Address> {
+    let address = given.or_else(|| std::env::var("REFRAIN_ADDRESS").ok());
+    let address = address.as_deref().unwrap_or(ADDRESS);
+    address.parse().map_err(|error| of_address(&error))
+}
 
 #[pymethods]
 impl Client {
@@ -26,9 +33,7 @@ impl Client {
         session_arena_bytes: u64,
         deadline: f64,
     ) -> PyResult<Self> {
-        let address = address.or_else(|| std::env::var("REFRAIN_ADDRESS").ok());
-        let address = address.as_deref().unwrap_or(ADDRESS);
-        let address = address.parse().map_err(|error| of_address(&error))?;
+        let address = self::address(address)?;
         let deadline = numbers::duration(deadline)?;
         let config = ClientConfig { address, session_arena_bytes, deadline };
         let session = Session::start()?;

@@ -21,6 +21,7 @@ mod pending;
 mod registration;
 mod session;
 mod task;
+mod watch;
 
 #[pyo3::pymodule]
 mod _native {
@@ -42,6 +43,8 @@ mod _native {
     use crate::pending::Pending;
     #[pymodule_export]
     use crate::registration::Registration;
+    #[pymodule_export]
+    use crate::watch::{Change, Watch};
 
     /// Called in the child of a fork.
     #[pyfunction]

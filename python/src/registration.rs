@@ -47,6 +47,7 @@ impl Registration {
 enum Asked {
     Tokens { tokens: Vec<u32>, extra_keys: Vec<Vec<u8>> },
     Hashes(Vec<Vec<u8>>),
+    Separate(Vec<Vec<u8>>),
 }
 
 impl Asked {
@@ -54,10 +55,15 @@ impl Asked {
         Ok(Self::Tokens { tokens: numbers::integers(tokens)?, extra_keys })
     }
 
+    fn hashes(hashes: Vec<Vec<u8>>, separate: bool) -> Self {
+        if separate { Self::Separate(hashes) } else { Self::Hashes(hashes) }
+    }
+
     fn prompt(&self) -> Prompt<'_> {
         match self {
             Self::Tokens { tokens, extra_keys } => Prompt::Keyed { tokens, extra_keys },
             Self::Hashes(hashes) => Prompt::Engine(hashes),
+            Self::Separate(hashes) => Prompt::Separate(hashes),
         }
     }
 
@@ -68,7 +74,7 @@ impl Asked {
                 let tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
                 return tokens.checked_div(block_tokens).unwrap_or(0);
             }
-            Self::Hashes(hashes) => hashes.len(),
+            Self::Hashes(hashes) | Self::Separate(hashes) => hashes.len(),
         };
         u32::try_from(blocks).unwrap_or(u32::MAX)
     }
@@ -101,24 +107,26 @@ impl Registration {
     }
 
     /// The same by names that an engine has for its blocks, each naming the whole prefix.
-    #[pyo3(signature = (hashes, *, deadline=None))]
+    #[pyo3(signature = (hashes, *, separate=false, deadline=None))]
     fn lookup_hashes(
         &self,
         py: Python<'_>,
         hashes: Vec<Vec<u8>>,
+        separate: bool,
         deadline: Option<f64>,
     ) -> PyResult<Lookup> {
-        let task = self.looking_up(Asked::Hashes(hashes), deadline)?;
+        let task = self.looking_up(Asked::hashes(hashes, separate), deadline)?;
         Lookup::new(self.held.session(), task.answer(py)?)
     }
 
-    #[pyo3(signature = (hashes, *, deadline=None))]
+    #[pyo3(signature = (hashes, *, separate=false, deadline=None))]
     fn begin_lookup_hashes(
         &self,
         hashes: Vec<Vec<u8>>,
+        separate: bool,
         deadline: Option<f64>,
     ) -> PyResult<Pending> {
-        let task = self.looking_up(Asked::Hashes(hashes), deadline)?;
+        let task = self.looking_up(Asked::hashes(hashes, separate), deadline)?;
         Ok(Pending::new(self.held.session(), task, Lookup::build))
     }
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 REFRAIN = TARGET / "release" / "refrain"
 #: Far longer than anything takes that does not hang.
 PATIENCE = 30.0
+
+#: Tests of engines run where the engines are: `make sglang`.
+ENGINES = {"in_sglang": "sglang", "in_vllm_tier": "vllm"}
+collect_ignore = [folder for folder, engine in ENGINES.items() if find_spec(engine) is None]
 
 LAYERS = 8
 PAGES_PER_BLOCK = 2
@@ -66,6 +71,12 @@ class Sidecar:
 
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
+
+    def stop(self) -> None:
+        """Has it hang until it is sent SIGCONT."""
+        self.signal(signal.SIGSTOP)
+        # Until all of its threads have stopped, one may answer.
+        os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WNOWAIT)
 
     def kill(self) -> None:
         self._child.kill()

@@ -172,8 +172,8 @@ impl admin_server::Admin for AdminService {
                 Some(unpin_request::Prefix::Block(name)) => vec![key(&name)?],
                 Some(unpin_request::Prefix::Prompt(name)) => {
                     prompt(node, &name, |asked, prompt| {
-                        let hashes = asked.names(prompt).into_iter();
-                        hashes.map(|sequence| BlockKey { sequence, shard: asked.shard }).collect()
+                        let key = |&sequence| BlockKey { sequence, shard: asked.shard };
+                        asked.names(prompt).iter().map(key).collect()
                     })?
                 }
                 None => return Err(Status::invalid_argument("field `prefix` is missing")),
@@ -223,7 +223,7 @@ impl admin_server::Admin for AdminService {
         let subject = request.into_inner().subject;
         let naming = self.blocking(move |node| match subject {
             Some(where_request::Subject::Prompt(name)) => {
-                prompt(node, &name, |asked, prompt| (asked.shard, asked.names(prompt)))
+                prompt(node, &name, |asked, prompt| (asked.shard, asked.names(prompt).to_vec()))
             }
             Some(where_request::Subject::Blocks(names)) => {
                 Ok((names.shard, explained::hashes(&names)?))

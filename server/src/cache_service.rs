@@ -1,7 +1,7 @@
 //! The `Cache` service: prefixes in, their KV back.
 
 use crate::load::{Ended, Load, Miss};
-use crate::lookup::Prompt;
+use crate::lookup::{Match, Prompt};
 use crate::metrics::Source;
 use crate::namespaces::SessionId;
 use crate::node::Node;
@@ -91,7 +91,10 @@ impl cache_server::Cache for CacheService {
                 self.node.lookup(&registration, prompt, lease)
             }
             Some(lookup_request::Prompt::Engine(engine)) => {
-                self.node.lookup(&registration, Prompt::Engine(&engine.hashes), lease)
+                let hashes = &engine.hashes;
+                let prompt =
+                    if engine.separate { Prompt::Separate(hashes) } else { Prompt::Engine(hashes) };
+                self.node.lookup(&registration, prompt, lease)
             }
             None => return Err(status::of_wire(wire::WireError::Missing { field: "prompt" })),
         };
@@ -102,7 +105,7 @@ impl cache_server::Cache for CacheService {
             lease: found.lease,
             prompt_blocks: found.prompt_blocks,
             matched_blocks: count(found.tiers.len()),
-            tiers: tiers(&found.tiers),
+            tiers: tiers(&found),
             expected_load_us: micros(found.expected_load),
             lease_ms: millis(found.lease_time),
             expected_peer_us: micros(found.expected_peer),
@@ -330,17 +333,19 @@ fn done(ended: Ended) -> load_event::Done {
     }
 }
 
-fn tiers(tiers: &[Source]) -> Vec<v1::TierRun> {
-    let runs = tiers.chunk_by(|left, right| left == right);
-    let run = |run: &[Source]| {
+fn tiers(found: &Match) -> Vec<v1::TierRun> {
+    let matched = found.tiers.iter().copied().map(Some);
+    let all: Vec<_> = matched.chain(found.beyond.iter().copied()).collect();
+    let run = |run: &[Option<Source>]| {
         let tier = match run[0] {
-            Source::Host => v1::Tier::Host,
-            Source::Ssd => v1::Tier::Ssd,
-            Source::Peer => v1::Tier::Peer,
+            Some(Source::Host) => v1::Tier::Host,
+            Some(Source::Ssd) => v1::Tier::Ssd,
+            Some(Source::Peer) => v1::Tier::Peer,
+            None => v1::Tier::Unspecified,
         };
         v1::TierRun { tier: tier.into(), blocks: count(run.len()) }
     };
-    runs.map(run).collect()
+    all.chunk_by(|left, right| left == right).map(run).collect()
 }
 
 fn lease_time(milliseconds: u32) -> Option<Duration> {

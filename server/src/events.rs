@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 /// Changes that a slow watcher may be behind by before it must start over.
 const BACKLOG: usize = 4096;
 
-/// Blocks of one namespace and shard that came, or went.
+/// Blocks of one namespace and shard that came, or went, or a namespace whose blocks have names.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub sequence: u64,
@@ -20,6 +20,8 @@ pub struct Change {
 pub enum Kind {
     Stored,
     Removed,
+    /// The engine's names of a namespace's blocks can be told.
+    Named,
 }
 
 /// Published under the lock of the index, so that a snapshot and what follows it fit together.
@@ -51,6 +53,14 @@ impl Events {
             let (sequence, namespace) = (self.sequence, run[0].1);
             let keys = run.iter().map(|(key, _)| *key).collect();
             // Nobody listening any more is no fault.
+            let _ = self.sender.send(Change { sequence, namespace, kind, keys });
+        }
+    }
+
+    pub(crate) fn named(&mut self, namespace: NamespaceId) {
+        if self.sender.receiver_count() > 0 {
+            self.sequence += 1;
+            let (sequence, kind, keys) = (self.sequence, Kind::Named, Vec::new());
             let _ = self.sender.send(Change { sequence, namespace, kind, keys });
         }
     }

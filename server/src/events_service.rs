@@ -2,6 +2,8 @@
 
 use crate::events::{Change, Kind};
 use crate::node::Node;
+use crate::place::NamespaceId;
+use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_proto::v1::{self, change, events_server};
 use std::pin::Pin;
@@ -36,31 +38,21 @@ impl events_server::Events for EventsService {
     }
 }
 
+type Sender = mpsc::Sender<Result<v1::Change, Status>>;
+
 /// Ends when nobody listens, or the listener fell behind and must start over.
-async fn watch(node: &Node, snapshot: bool, send: &mpsc::Sender<Result<v1::Change, Status>>) {
+async fn watch(node: &Node, snapshot: bool, send: &Sender) {
     // One lock over both: what is in the snapshot is in no later change.
     let (mut changes, sequence, epoch, blocks) = {
         let state = node.state();
         let (changes, sequence) = state.events.subscribe();
-        let blocks = if snapshot {
-            state.chain.iter().map(|(key, place, _)| (place.namespace, key)).collect()
-        } else {
-            Vec::new()
-        };
+        let blocks = if snapshot { resident(&state, |_| true) } else { Vec::new() };
         (changes, sequence, state.events.epoch, blocks)
     };
     let message = |sequence, change| Ok(v1::Change { epoch, sequence, change: Some(change) });
     if snapshot {
-        let mut blocks: Vec<_> = blocks;
-        blocks.sort_unstable_by_key(|(namespace, key)| (namespace.0, key.shard));
-        for alike in blocks.chunk_by(|l, r| (l.0, l.1.shard) == (r.0, r.1.shard)) {
-            for run in alike.chunks(SNAPSHOT_RUN) {
-                let keys: Vec<_> = run.iter().map(|(_, key)| *key).collect();
-                let stored = change::Change::Stored(names(node, run[0].0, &keys));
-                if send.send(message(sequence, stored)).await.is_err() {
-                    return;
-                }
-            }
+        if !send_stored(node, send, blocks, |stored| message(sequence, stored)).await {
+            return;
         }
         let end = change::Change::SnapshotEnd(true);
         if send.send(message(sequence, end)).await.is_err() {
@@ -74,10 +66,20 @@ async fn watch(node: &Node, snapshot: bool, send: &mpsc::Sender<Result<v1::Chang
         };
         let sent = match next {
             Ok(Change { sequence, namespace, kind, keys }) => {
-                let names = names(node, namespace, &keys);
                 let change = match kind {
-                    Kind::Stored => change::Change::Stored(names),
-                    Kind::Removed => change::Change::Removed(names),
+                    Kind::Stored => change::Change::Stored(names(node, namespace, &keys)),
+                    Kind::Removed => change::Change::Removed(names(node, namespace, &keys)),
+                    Kind::Named => {
+                        // As it is now: what came or went since is told again behind this.
+                        let blocks = resident(&node.state(), |of| of == namespace);
+                        let blocks =
+                            if blocks.is_empty() { vec![(namespace, None)] } else { blocks };
+                        if send_stored(node, send, blocks, |stored| message(sequence, stored)).await
+                        {
+                            continue;
+                        }
+                        return;
+                    }
                 };
                 message(sequence, change)
             }
@@ -95,10 +97,51 @@ async fn watch(node: &Node, snapshot: bool, send: &mpsc::Sender<Result<v1::Chang
     }
 }
 
-fn names(node: &Node, namespace: crate::place::NamespaceId, keys: &[BlockKey]) -> v1::BlockNames {
+/// Blocks by their namespaces; a namespace that has none stands there by itself.
+type Resident = Vec<(NamespaceId, Option<BlockKey>)>;
+
+fn resident(state: &State, is_told: impl Fn(NamespaceId) -> bool) -> Resident {
+    let blocks = state.chain.iter().map(|(key, place, _)| (place.namespace, Some(key)));
+    blocks.filter(|(namespace, _)| is_told(*namespace)).collect()
+}
+
+/// Sends blocks as stored, those of one namespace and shard together; `false`: nobody listens.
+async fn send_stored(
+    node: &Node,
+    send: &Sender,
+    mut blocks: Resident,
+    message: impl Fn(change::Change) -> Result<v1::Change, Status>,
+) -> bool {
+    let alike = |(namespace, key): &(NamespaceId, Option<BlockKey>)| {
+        (namespace.0, key.map(|key| key.shard))
+    };
+    blocks.sort_unstable_by_key(alike);
+    for run in blocks.chunk_by(|left, right| alike(left) == alike(right)) {
+        for run in run.chunks(SNAPSHOT_RUN) {
+            let keys: Vec<_> = run.iter().filter_map(|(_, key)| *key).collect();
+            let stored = change::Change::Stored(names(node, run[0].0, &keys));
+            if send.send(message(stored)).await.is_err() {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn names(node: &Node, namespace: NamespaceId, keys: &[BlockKey]) -> v1::BlockNames {
+    let known = node.state().namespaces.get(namespace).clone();
+    let told = known
+        .engine_names
+        .as_ref()
+        .map(|names| keys.iter().map(|key| names.unwrap(key.sequence).to_vec()).collect());
+    let of = known.described.as_deref();
     v1::BlockNames {
-        namespace_digest: node.state().namespaces.get(namespace).digest.0.to_vec(),
+        namespace_digest: known.digest.0.to_vec(),
         shard: keys.first().map_or(0, |key| key.shard),
         sequence_hashes: keys.iter().map(|key| key.sequence.0.to_vec()).collect(),
+        engine_hashes: told.unwrap_or_default(),
+        model: of.map_or_else(String::new, |of| of.model.clone()),
+        block_tokens: of.map_or(0, |of| of.block_tokens),
+        shards: of.map_or(0, |of| u32::try_from(of.parallel.shards()).unwrap_or(u32::MAX)),
     }
 }

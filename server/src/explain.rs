@@ -103,7 +103,7 @@ impl Node {
             let matched = self.state().chain.matched(there.shard, &names);
             let covers = match prompt {
                 Prompt::Tokens { .. } => matched * there.block_tokens / here.block_tokens,
-                Prompt::Engine(_) => matched,
+                Prompt::Engine(_) | Prompt::Separate(_) => matched,
             };
             Other { digest, matched, covers, differences: ours.differences(&theirs) }
         };

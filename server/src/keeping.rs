@@ -27,11 +27,11 @@ impl Node {
         if wanted.is_empty() || held.keeping.is_some() || is_draining {
             return;
         }
-        let (registration, hashes) = (Arc::clone(&held.registration), Arc::clone(&held.hashes));
+        let (registration, names) = (Arc::clone(&held.registration), held.names.clone());
         let pages = registration.layout.stored_length() - HEADER_SIZE;
         let mut outgoing: Vec<Outgoing> = Vec::new();
         for block in wanted {
-            let key = BlockKey { sequence: hashes[block], shard: registration.shard };
+            let key = BlockKey { sequence: names[block], shard: registration.shard };
             let Some(frame) = held.loaded[block].clone() else { break };
             if state.chain.get(key).is_some() {
                 continue;
@@ -53,7 +53,7 @@ impl Node {
         drop(guard);
         let node = Arc::clone(self);
         tokio::spawn(async move {
-            node.keep(&(registration, hashes), outgoing, epoch).await;
+            node.keep(&(registration, names), outgoing, epoch).await;
             done.send_replace(true);
         });
     }
@@ -61,7 +61,7 @@ impl Node {
     /// Writes blocks, as many at a time as the queue for saves takes.
     async fn keep(
         self: &Arc<Self>,
-        (registration, hashes): &crate::save::Chain,
+        (registration, names): &crate::save::Chain,
         mut outgoing: Vec<Outgoing>,
         epoch: u64,
     ) {
@@ -71,17 +71,17 @@ impl Node {
             let room = self.save_room(&self.state(), stored) / stored;
             let room = usize::try_from(room).unwrap_or(usize::MAX).clamp(1, outgoing.len());
             let rest = outgoing.split_off(room);
-            let names: Vec<_> = outgoing.iter().map(|(block, ..)| hashes[index(*block)]).collect();
+            let asked: Vec<_> = outgoing.iter().map(|(block, ..)| names[index(*block)]).collect();
             let mut saved = 0;
             if goes_on {
-                let chain = (Arc::clone(registration), Arc::clone(hashes));
+                let chain = (Arc::clone(registration), names.clone());
                 let batch = Batch::new(chain, outgoing, epoch, self.clock.now());
                 saved = index(self.commit(batch, false).await.saved);
-                goes_on = saved == names.len();
+                goes_on = saved == asked.len();
             }
             self.metrics.kept_blocks.inc_by(u64::try_from(saved).expect("usize fits"));
             let mut state = self.state();
-            for (number, sequence) in names.into_iter().enumerate() {
+            for (number, sequence) in asked.into_iter().enumerate() {
                 let key = BlockKey { sequence, shard: registration.shard };
                 state.host.end_keeping(key, number < saved);
             }
@@ -108,7 +108,7 @@ fn wanted(lease: &Lease, keep: Keep) -> Range<usize> {
     let behind = lease.loaded[first..].iter().take_while(|loaded| loaded.is_some()).count();
     let is_all = first + behind == lease.matched();
     // Somebody is about to compute what stands behind them.
-    let goes_on = is_all && lease.hashes.len() > lease.matched();
+    let goes_on = is_all && lease.names.len() > lease.matched();
     match keep {
         Keep::Never => first..first,
         Keep::Second if !goes_on => first..first + behind.min(lease.guests),

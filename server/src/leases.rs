@@ -5,10 +5,10 @@
 //! released, when its time is up, or with its session; a reservation ends with its lease.
 
 use crate::forecast::Work;
+use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::peers::Remote;
 use crate::place::{BlockPlace, Group};
-use refrain_index::hash::SequenceHash;
 use refrain_store::arena::Frame;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) type ReservationId = u64;
 pub(crate) struct Lease {
     pub(crate) registration: Arc<Registration>,
     /// Of all full blocks of the prompt.
-    pub(crate) hashes: Arc<[SequenceHash]>,
+    pub(crate) names: Names,
     /// Of those that matched on this node's drives; further ones are in memory, or a peer's.
     pub(crate) places: Vec<BlockPlace>,
     /// Behind the places: guests of the host tier that the lookup found there.
@@ -51,7 +51,7 @@ pub(crate) struct Lease {
 impl Lease {
     pub(crate) fn new(
         registration: Arc<Registration>,
-        hashes: Arc<[SequenceHash]>,
+        names: Names,
         (places, guests): (Vec<BlockPlace>, Vec<Arc<Frame>>),
         (deadline, expected_load): (Instant, Duration),
     ) -> Self {
@@ -60,7 +60,7 @@ impl Lease {
         held.dedup();
         Self {
             registration,
-            hashes,
+            names,
             held,
             frames: Vec::new(),
             loaded: places.iter().map(|_| None).chain(guests.iter().cloned().map(Some)).collect(),
@@ -90,7 +90,7 @@ impl Lease {
 pub(crate) struct Reservation {
     pub(crate) lease: LeaseId,
     pub(crate) registration: Arc<Registration>,
-    pub(crate) hashes: Arc<[SequenceHash]>,
+    pub(crate) names: Names,
     /// Not committed yet, in order.
     pub(crate) blocks: VecDeque<u32>,
     /// Of the queue for saves, for each block.
@@ -239,10 +239,12 @@ mod tests {
     use refrain_store::geometry::Layout;
 
     fn registration(session: u8) -> Arc<Registration> {
+        let (digest, key) = (NamespaceDigest([1; 32]), TenantKey::derive(&[2; 32], "tenant"));
         Arc::new(Registration {
             namespace: NamespaceId(0),
-            digest: NamespaceDigest([1; 32]),
-            key: TenantKey::derive(&[2; 32], "tenant"),
+            digest,
+            engine_names: key.engine_names(digest),
+            key,
             shard: 0,
             block_tokens: 16,
             layout: Layout::new(1, 4096).unwrap(),
@@ -252,12 +254,13 @@ mod tests {
 
     fn lease(session: u8, deadline: Instant) -> Lease {
         let ends = (deadline, Duration::ZERO);
-        Lease::new(registration(session), Arc::new([]), (Vec::new(), Vec::new()), ends)
+        let (names, none) = (Names::new(Vec::new(), false), (Vec::new(), Vec::new()));
+        Lease::new(registration(session), names, none, ends)
     }
 
     fn reservation(lease: LeaseId) -> Reservation {
-        let (registration, hashes) = (registration(0), Arc::new([]));
-        Reservation { lease, registration, hashes, blocks: (0..4).collect(), block_bytes: 10 }
+        let (registration, names) = (registration(0), Names::new(Vec::new(), false));
+        Reservation { lease, registration, names, blocks: (0..4).collect(), block_bytes: 10 }
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod lookup;
 pub mod metrics;
 mod metrics_http;
 mod missing;
+mod names;
 mod namespaces;
 mod naming;
 pub mod node;

@@ -237,7 +237,7 @@ impl Node {
         let (registration, remote) = (Arc::clone(&held.registration), held.remote.clone());
         let wanted: Vec<_> = (index(first)..index(end))
             .map(|block| {
-                let key = BlockKey { sequence: held.hashes[block], shard: registration.shard };
+                let key = BlockKey { sequence: held.names[block], shard: registration.shard };
                 (key, held.places.get(block).copied(), held.loaded[block].clone())
             })
             .collect();

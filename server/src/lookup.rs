@@ -2,13 +2,14 @@
 
 use crate::leases::{Lease, LeaseId};
 use crate::metrics::Source;
+use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
 use crate::peers::Remote;
 use crate::place::BlockPlace;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
-use refrain_index::hash::{SequenceHash, TenantKey};
+use refrain_index::hash::{EngineNames, TenantKey};
 use refrain_index::namespace::{Namespace, NamespaceDigest, NamespaceError};
 use refrain_store::geometry::{Layout, LayoutError};
 use refrain_store::segment::record_max;
@@ -62,6 +63,8 @@ pub struct Match {
     pub prompt_blocks: u32,
     /// Of the matched blocks, in order: where each is.
     pub tiers: Vec<Source>,
+    /// Of separate names, where those behind them are; `None` where they are not resident.
+    pub beyond: Vec<Option<Source>>,
     pub expected_load: Duration,
     /// Of the blocks of peers alone.
     pub expected_peer: Duration,
@@ -71,8 +74,13 @@ pub struct Match {
 /// A prompt, as it is named.
 #[derive(Clone, Copy, Debug)]
 pub enum Prompt<'a> {
-    Tokens { tokens: &'a [u32], extra_keys: &'a [Vec<u8>] },
+    Tokens {
+        tokens: &'a [u32],
+        extra_keys: &'a [Vec<u8>],
+    },
     Engine(&'a [Vec<u8>]),
+    /// Blocks that are behind none of the others.
+    Separate(&'a [Vec<u8>]),
 }
 
 impl Node {
@@ -92,8 +100,7 @@ impl Node {
             let found = block_bytes;
             return Err(RegisterError::BlockBytes { found, layers, layer_bytes, expected });
         }
-        let shards = [parallel.tensor, parallel.pipeline, parallel.context];
-        let shards = shards.into_iter().map(u64::from).fold(1, u64::saturating_mul);
+        let shards = parallel.shards();
         if u64::from(shard) >= shards {
             return Err(RegisterError::Shard { shard, shards });
         }
@@ -140,41 +147,45 @@ impl Node {
         lease_time: Option<Duration>,
     ) -> Match {
         let begin = self.clock.now();
-        let hashes = hashes(registration, prompt).into();
-        let found = self.lookup_chain(registration, hashes, lease_time);
+        let are_told = tells_names(prompt);
+        let names = names(registration, prompt);
+        if are_told {
+            self.state().tell_engine_names(registration);
+        }
+        let found = self.lookup_names(registration, names, lease_time);
+        let beyond = found.beyond.iter().flatten().count();
         let (prompt_blocks, matched) =
-            (found.prompt_blocks.into(), count(found.tiers.len()).into());
+            (found.prompt_blocks.into(), count(found.tiers.len() + beyond).into());
         self.metrics.looked_up(prompt_blocks, matched, self.clock.now() - begin);
         found
     }
 
     /// As `lookup`, of blocks by their names.
-    pub(crate) fn lookup_chain(
+    pub(crate) fn lookup_names(
         &self,
         registration: &Arc<Registration>,
-        hashes: Arc<[SequenceHash]>,
+        names: Names,
         lease_time: Option<Duration>,
     ) -> Match {
         let lease_time = lease_time.unwrap_or(self.config.lease_default).min(self.config.lease_max);
         let tick = self.clock.tick();
         let mut state = self.state();
-        let withdrawn = self.withdrawn();
-        let mut places = state.chain.match_prefix(registration.shard, &hashes, tick);
-        let reach = places.iter().zip(hashes.iter()).take_while(|(place, sequence)| {
-            let key = BlockKey { sequence: **sequence, shard: registration.shard };
-            !withdrawn.holds(place) || state.host.contains(key)
-        });
-        places.truncate(reach.count());
-        let mut tiers = tiers(&state, registration.shard, &hashes, &places);
-        let guests = state.host.run(registration.shard, &hashes[places.len()..]);
+        let (places, mut tiers, beyond) =
+            self.match_names(&mut state, registration.shard, &names, tick);
+        let guests = if names.are_separate() {
+            // What only memory holds is behind what is on drives: of a chain.
+            Vec::new()
+        } else {
+            state.host.run(registration.shard, &names[places.len()..])
+        };
         tiers.extend(guests.iter().map(|_| Source::Host));
         let stored = registration.layout.stored_length();
         let expected_load = self.expected_load(&state, (&places, &tiers), stored);
-        let prompt_blocks = count(hashes.len());
+        let prompt_blocks = count(names.len());
         let deadline = self.clock.now() + lease_time;
         let resident = (places, guests);
         let lease =
-            Lease::new(Arc::clone(registration), hashes, resident, (deadline, expected_load));
+            Lease::new(Arc::clone(registration), names, resident, (deadline, expected_load));
         lease.held.iter().for_each(|&group| state.segments.hold(group));
         let is_first = state.leases.next_end().is_none_or(|next| deadline < next);
         let lease = state.leases.add(lease);
@@ -183,7 +194,38 @@ impl Node {
             self.leases_changed.notify_one();
         }
         let expected_peer = Duration::ZERO;
-        Match { lease, prompt_blocks, tiers, expected_load, expected_peer, lease_time }
+        Match { lease, prompt_blocks, tiers, beyond, expected_load, expected_peer, lease_time }
+    }
+
+    /// Where the longest run of resident blocks lies, and of separate names where the others do.
+    fn match_names(
+        &self,
+        state: &mut State,
+        shard: u32,
+        names: &Names,
+        tick: u32,
+    ) -> (Vec<BlockPlace>, Vec<Source>, Vec<Option<Source>>) {
+        let withdrawn = self.withdrawn();
+        let mut places = if names.are_separate() {
+            state.chain.match_each(shard, names, tick)
+        } else {
+            state.chain.match_prefix(shard, names, tick).into_iter().map(Some).collect()
+        };
+        let tier = |(place, &sequence): (&Option<BlockPlace>, _)| {
+            let place = place.as_ref()?;
+            if state.host.contains(BlockKey { sequence, shard }) {
+                return Some(Source::Host);
+            }
+            (!withdrawn.holds(place)).then_some(Source::Ssd)
+        };
+        let mut beyond: Vec<_> = places.iter().zip(names.iter()).map(tier).collect();
+        let reach = beyond.iter().take_while(|at| at.is_some()).count();
+        let tiers = beyond.drain(..reach).flatten().collect();
+        if !names.are_separate() {
+            beyond.clear();
+        }
+        places.truncate(reach);
+        (places.into_iter().flatten().collect(), tiers, beyond)
     }
 
     /// Blocks behind those that matched, which a peer has promised. Without effect where the lease has
@@ -251,8 +293,9 @@ impl Node {
 }
 
 /// The names of a prompt's full blocks.
-pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<SequenceHash> {
-    let Registration { key, digest, block_tokens, .. } = registration;
+pub(crate) fn names(registration: &Registration, prompt: Prompt<'_>) -> Names {
+    let Registration { key, engine_names, digest, block_tokens, .. } = registration;
+    let wrapped = |hashes: &[Vec<u8>]| hashes.iter().map(|hash| engine_names.wrap(hash)).collect();
     match prompt {
         Prompt::Tokens { tokens, extra_keys } => {
             let mut parent = key.root(*digest);
@@ -264,19 +307,21 @@ pub(crate) fn hashes(registration: &Registration, prompt: Prompt<'_>) -> Vec<Seq
                 parent = key.next(parent, tokens, extra_of(block));
                 parent
             });
-            named.collect()
+            Names::new(named.collect(), false)
         }
-        Prompt::Engine(hashes) => hashes.iter().map(|hash| key.wrap(*digest, hash)).collect(),
+        Prompt::Engine(hashes) => Names::new(wrapped(hashes), false),
+        Prompt::Separate(hashes) => Names::new(wrapped(hashes), true),
     }
 }
 
-fn tiers(state: &State, shard: u32, hashes: &[SequenceHash], places: &[BlockPlace]) -> Vec<Source> {
-    let matched = hashes.iter().take(places.len());
-    let tier = |&sequence: &SequenceHash| {
-        let in_host = state.host.contains(BlockKey { sequence, shard });
-        if in_host { Source::Host } else { Source::Ssd }
-    };
-    matched.map(tier).collect()
+/// Whether all of its names can be told to routers.
+fn tells_names(prompt: Prompt<'_>) -> bool {
+    match prompt {
+        Prompt::Tokens { .. } => false,
+        Prompt::Engine(hashes) | Prompt::Separate(hashes) => {
+            !hashes.is_empty() && hashes.iter().all(|hash| EngineNames::tells(hash))
+        }
+    }
 }
 
 fn count(blocks: usize) -> u32 {

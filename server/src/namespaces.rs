@@ -1,7 +1,7 @@
 //! Namespaces this process has met, and who registered in them.
 
 use crate::place::{BlockPlace, NamespaceId};
-use refrain_index::hash::{SequenceHash, TenantKey};
+use refrain_index::hash::{EngineNames, SequenceHash, TenantKey};
 use refrain_index::namespace::{Namespace, NamespaceDigest};
 use refrain_store::geometry::{Layout, LayoutError};
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ pub struct Registration {
     pub(crate) namespace: NamespaceId,
     pub(crate) digest: NamespaceDigest,
     pub(crate) key: TenantKey,
+    pub(crate) engine_names: EngineNames,
     pub(crate) shard: u32,
     pub(crate) block_tokens: usize,
     pub(crate) layout: Layout,
@@ -35,6 +36,7 @@ impl Registration {
         Ok(Self {
             namespace: id,
             digest,
+            engine_names: key.engine_names(digest),
             key,
             shard,
             block_tokens: usize::try_from(namespace.block_tokens).expect("32 bits fit"),
@@ -57,6 +59,8 @@ pub(crate) struct Known {
     pub(crate) bytes: u64,
     /// Not known until a worker registers it after a start.
     pub(crate) described: Option<Arc<Namespace>>,
+    /// Once a worker has looked up by names that can be told again.
+    pub(crate) engine_names: Option<EngineNames>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +75,7 @@ impl Namespaces {
         let known = &mut self.known;
         *self.by_digest.entry(digest).or_insert_with(|| {
             let id = u32::try_from(known.len()).expect("fewer than 2^32 namespaces");
-            known.push(Known { digest, blocks: 0, bytes: 0, described: None });
+            known.push(Known { digest, blocks: 0, bytes: 0, described: None, engine_names: None });
             NamespaceId(id)
         })
     }
@@ -79,6 +83,14 @@ impl Namespaces {
     pub(crate) fn describe(&mut self, id: NamespaceId, namespace: &Namespace) {
         let known = self.get_mut(id);
         known.described.get_or_insert_with(|| Arc::new(namespace.clone()));
+    }
+
+    /// Its blocks are told by the engine's names from now on; whether they were not before.
+    pub(crate) fn tell_engine_names(&mut self, id: NamespaceId, names: &EngineNames) -> bool {
+        let known = self.get_mut(id);
+        let is_new = known.engine_names.is_none();
+        known.engine_names.get_or_insert_with(|| names.clone());
+        is_new
     }
 
     pub(crate) fn find(&self, digest: NamespaceDigest) -> Option<NamespaceId> {

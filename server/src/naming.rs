@@ -3,11 +3,12 @@
 //! The names of its blocks are keyed by the tenant, whom a digest does not tell: so a worker must
 //! have registered the namespace since the start.
 
-use crate::lookup::{Prompt, hashes};
+use crate::lookup::{self, Prompt};
+use crate::names::Names;
 use crate::namespaces::Registration;
 use crate::node::Node;
 use crate::place::NamespaceId;
-use refrain_index::hash::{SequenceHash, TenantKey};
+use refrain_index::hash::TenantKey;
 use refrain_index::namespace::{Namespace, NamespaceDigest};
 use thiserror::Error;
 
@@ -52,15 +53,15 @@ impl Node {
 
 impl Registration {
     /// The names of a prompt's full blocks.
-    pub(crate) fn names(&self, prompt: Prompt<'_>) -> Vec<SequenceHash> {
-        hashes(self, prompt)
+    pub(crate) fn names(&self, prompt: Prompt<'_>) -> Names {
+        lookup::names(self, prompt)
     }
 
     /// Tokens behind the last full block.
     pub(crate) fn tail(&self, prompt: Prompt<'_>) -> usize {
         match prompt {
             Prompt::Tokens { tokens, .. } => tokens.len() % self.block_tokens,
-            Prompt::Engine(_) => 0,
+            Prompt::Engine(_) | Prompt::Separate(_) => 0,
         }
     }
 }

@@ -143,7 +143,12 @@ impl Question {
         let first = u32::try_from(found.tiers.len()).expect("32 bits fit");
         let wanted = found.prompt_blocks.checked_sub(first).filter(|wanted| *wanted > 0)?;
         let mut state = node.state();
-        let hashes = Arc::clone(&state.leases.get_mut(found.lease)?.hashes);
+        let names = &state.leases.get_mut(found.lease)?.names;
+        if names.are_separate() {
+            // Peers find chains, by the blocks before them.
+            return None;
+        }
+        let hashes = Arc::clone(names.hashes());
         let namespace = state.namespaces.get(registration.namespace).described.clone()?;
         let epoch = state.epoch(registration.namespace);
         drop(state);

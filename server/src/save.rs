@@ -6,6 +6,7 @@
 use crate::disks::Disk;
 use crate::fates::Refused;
 use crate::leases::{LeaseId, Reservation, ReservationId};
+use crate::names::Names;
 use crate::namespaces::{Registration, SessionId};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
@@ -90,12 +91,12 @@ pub struct Placed {
 pub(crate) type Outgoing = (u32, Region, Option<Box<dyn Any + Send>>);
 
 /// The blocks of a prompt by name, and whose they are.
-pub(crate) type Chain = (Arc<Registration>, Arc<[SequenceHash]>);
+pub(crate) type Chain = (Arc<Registration>, Names);
 
 /// Payloads that may be written, in order.
 pub struct Batch {
     registration: Arc<Registration>,
-    hashes: Arc<[SequenceHash]>,
+    names: Names,
     blocks: Vec<Outgoing>,
     /// Of the namespace, when the blocks were sent.
     epoch: u64,
@@ -113,29 +114,28 @@ type Sent = Vec<(u32, oneshot::Receiver<Result<Stored, AppendError>>)>;
 
 impl Batch {
     pub(crate) fn new(
-        (registration, hashes): Chain,
+        (registration, names): Chain,
         blocks: Vec<Outgoing>,
         epoch: u64,
         begin: Instant,
     ) -> Self {
-        Self { registration, hashes, blocks, epoch, begin }
+        Self { registration, names, blocks, epoch, begin }
     }
 
     /// Queues the blocks at a drive, one by one: it writes the first while the next is checksummed.
     /// With why not all of them were.
     fn send(self, drive: &Drive) -> (Sent, Option<Refusal>) {
-        let Self { registration, hashes, blocks, epoch, .. } = self;
-        let parent_of = |block: u32| block.checked_sub(1).map(|before| hashes[index(before)]);
+        let Self { registration, names, blocks, epoch, .. } = self;
         let mut sent = Vec::with_capacity(blocks.len());
         for (block, region, keep) in blocks {
             let header = NewRecord {
                 key_scheme: KEY_SCHEME,
-                sequence_hash: hashes[index(block)].0,
+                sequence_hash: names[index(block)].0,
                 shard: registration.shard,
-                parent: parent_of(block).unwrap_or_else(|| registration.root()).0,
+                parent: names.parent(block).unwrap_or_else(|| registration.root()).0,
                 namespace: registration.digest.0,
                 epoch,
-                position: block,
+                position: names.position(block),
             };
             let payload = match Payload::new(&registration.layout, region) {
                 Ok(payload) => payload,
@@ -163,21 +163,21 @@ impl Node {
         let mut guard = self.state();
         let state = &mut *guard;
         let held = state.leases.get_mut(lease).ok_or(SaveError::NoLease)?;
-        let (registration, hashes) = (Arc::clone(&held.registration), Arc::clone(&held.hashes));
-        let available = count(hashes.len());
+        let (registration, names) = (Arc::clone(&held.registration), held.names.clone());
+        let available = count(names.len());
         let end = first.checked_add(blocks).filter(|end| *end <= available);
         let end = end.ok_or(SaveError::OutOfRange { first, blocks, available })?;
         state.leases.renew(lease, self.clock.now() + self.config.lease_default);
         let withdrawn = self.withdrawn();
         let resident = |block: u32| {
-            let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };
+            let key = names.key(&registration, block);
             let place = state.chain.get(key);
             place.is_some_and(|place| !withdrawn.holds(&place) || state.host.contains(key))
         };
         let Some(start) = (first..end).find(|block| !resident(*block)) else {
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: None });
         };
-        let has_parent = start.checked_sub(1).is_none_or(resident);
+        let has_parent = names.are_separate() || start.checked_sub(1).is_none_or(resident);
         let refusal = if state.draining {
             Some(Refusal::Draining)
         } else if !has_parent {
@@ -188,26 +188,28 @@ impl Node {
             None
         };
         if let Some(refusal) = refusal {
-            self.refuse(state, &registration, &hashes[index(start)..index(end)], refusal);
+            self.refuse(state, &registration, &names[index(start)..index(end)], refusal);
             return Ok(Reserved { reservation: 0, blocks: Vec::new(), refusal: Some(refusal) });
         }
         let block_bytes = registration.layout.stored_length();
         let room = self.save_room(state, block_bytes) / block_bytes;
-        let wanted = end - start;
-        let taken = wanted.min(u32::try_from(room).unwrap_or(u32::MAX));
-        let refusal = (taken < wanted).then_some(Refusal::Busy);
-        if taken < wanted {
-            let refused = &hashes[index(start + taken)..index(end)];
-            self.refuse(state, &registration, refused, Refusal::Busy);
+        // Behind a block that is not resident, none is.
+        let wanted = (start..end).filter(|block| !names.are_separate() || !resident(*block));
+        let mut blocks: Vec<u32> = wanted.collect();
+        let refused =
+            blocks.split_off(blocks.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+        let refusal = (!refused.is_empty()).then_some(Refusal::Busy);
+        if refusal.is_some() {
+            let refused: Vec<_> = refused.iter().map(|block| names[index(*block)]).collect();
+            self.refuse(state, &registration, &refused, Refusal::Busy);
         }
-        let blocks: Vec<u32> = (start..start + taken).collect();
         if blocks.is_empty() {
             return Ok(Reserved { reservation: 0, blocks, refusal });
         }
         let reservation = Reservation {
             lease,
             registration,
-            hashes,
+            names,
             blocks: blocks.iter().copied().collect(),
             block_bytes,
         };
@@ -278,11 +280,11 @@ impl Node {
             let region = region.ok_or(SaveError::Place { block, offset })?;
             blocks.push((block, region, None));
         }
-        let hashes = Arc::clone(&reserved.hashes);
+        let names = reserved.names.clone();
         let epoch = state.epoch(registration.namespace);
         state.leases.take_reserved(reservation, blocks.len());
         state.leases.renew(lease, self.clock.now() + self.config.lease_default);
-        Ok(Batch { registration, hashes, blocks, epoch, begin: self.clock.now() })
+        Ok(Batch { registration, names, blocks, epoch, begin: self.clock.now() })
     }
 
     /// Blocks that a reservation still awaits.
@@ -314,8 +316,7 @@ impl Node {
     ) -> Result<Batch, SaveError> {
         let mut state = self.state();
         let reserved = state.leases.reservation(reservation).ok_or(SaveError::NoReservation)?;
-        let (registration, hashes) =
-            (Arc::clone(&reserved.registration), Arc::clone(&reserved.hashes));
+        let (registration, names) = (Arc::clone(&reserved.registration), reserved.names.clone());
         let pages = registration.layout.stored_length() - HEADER_SIZE;
         let blocks: Vec<_> = reserved.blocks.iter().copied().zip(frames).collect();
         state.leases.take_reserved(reservation, blocks.len());
@@ -326,14 +327,14 @@ impl Node {
             (block, region, Some(Box::new(frame) as Box<dyn Any + Send>))
         });
         let blocks = blocks.collect();
-        Ok(Batch { registration, hashes, blocks, epoch, begin: self.clock.now() })
+        Ok(Batch { registration, names, blocks, epoch, begin: self.clock.now() })
     }
 
     /// Writes a batch and lets it into the index.
     pub async fn commit(&self, batch: Batch, durable: bool) -> Committed {
-        let (registration, hashes) = (Arc::clone(&batch.registration), Arc::clone(&batch.hashes));
+        let (registration, names) = (Arc::clone(&batch.registration), batch.names.clone());
         let (epoch, begin) = (batch.epoch, batch.begin);
-        let asked: Vec<_> = batch.blocks.iter().map(|(block, ..)| hashes[index(*block)]).collect();
+        let asked: Vec<_> = batch.blocks.iter().map(|(block, ..)| names[index(*block)]).collect();
         let Some(drive) = self.choose_drive() else {
             self.refuse(&mut self.state(), &registration, &asked, Refusal::ReadOnly);
             return Committed { saved: 0, refusal: Some(Refusal::ReadOnly), durable: false };
@@ -347,19 +348,32 @@ impl Node {
         // A runtime that ends takes no more work.
         let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
+        let mut failed = false;
         for (block, written_at) in written {
-            match self.clock.until(patience, written_at).await {
-                Some(Ok(Ok(place))) => stored.push((block, place)),
-                Some(Ok(Err(error))) => refusal = refusal.or(Some(refusal_of(error))),
-                Some(Err(_)) => refusal = refusal.or(Some(Refusal::Draining)),
+            let why = match self.clock.until(patience, written_at).await {
+                Some(Ok(Ok(place))) => {
+                    // Behind one that failed, none counts: an answer says how many, not which.
+                    if !failed {
+                        stored.push((block, place));
+                    }
+                    continue;
+                }
+                Some(Ok(Err(error))) => refusal_of(error),
+                Some(Err(_)) => Refusal::Draining,
                 // Should it be written after all, nobody finds it.
-                None => refusal = refusal.or(Some(Refusal::Busy)),
-            }
+                None => Refusal::Busy,
+            };
+            failed = true;
+            refusal = refusal.or(Some(why));
         }
-        let committed = self.enter_all((&registration, epoch), &hashes, drive, &stored, refusal);
+        let committed = self.enter_all((&registration, epoch), &names, drive, &stored, refusal);
         let durable = durable && committed.saved > 0 && {
             let first = stored.first().map_or(0, |(block, _)| index(*block));
-            let saved = &hashes[..first + index(committed.saved)];
+            let saved = if names.are_separate() {
+                &asked[..index(committed.saved)]
+            } else {
+                &names[..first + index(committed.saved)]
+            };
             let promised = self.are_promised(&registration, saved);
             let patience = self.clock.now() + self.config.drive_patience;
             self.clock.until(patience, promised).await.unwrap_or(false)
@@ -377,7 +391,7 @@ impl Node {
     fn enter_all(
         &self,
         (registration, epoch): (&Registration, u64),
-        hashes: &[SequenceHash],
+        names: &Names,
         drive: DriveId,
         stored: &[(u32, Stored)],
         refusal: Option<Refusal>,
@@ -390,8 +404,7 @@ impl Node {
         }
         let mut saved = 0;
         for &(block, Stored { address, stored_length }) in stored {
-            let key = BlockKey { sequence: hashes[index(block)], shard: registration.shard };
-            let parent = block.checked_sub(1).map(|before| hashes[index(before)]);
+            let (key, parent) = (names.key(registration, block), names.parent(block));
             let group = Group::new(drive, address.segment).expect("checked at start");
             let namespace = registration.namespace;
             let place = BlockPlace::new(group, namespace, address.offset, stored_length);

@@ -11,7 +11,7 @@ use crate::forecast::Forecast;
 use crate::host_tier::HostTier;
 use crate::leases::{Lease, Leases};
 use crate::load::BlockRead;
-use crate::namespaces::{Namespaces, Registrations, SessionId};
+use crate::namespaces::{Namespaces, Registration, Registrations, SessionId};
 use crate::pins::{Pins, Until};
 use crate::place::{BlockPlace, NamespaceId};
 use crate::segments::Segments;
@@ -62,6 +62,13 @@ impl State {
     /// The epoch that blocks of a namespace are saved in now.
     pub(crate) fn epoch(&self, namespace: NamespaceId) -> u64 {
         self.epochs.get(self.namespaces.get(namespace).digest)
+    }
+
+    /// Has routers told by the engine's names what is resident of a namespace.
+    pub(crate) fn tell_engine_names(&mut self, of: &Registration) {
+        if self.namespaces.tell_engine_names(of.namespace, &of.engine_names) {
+            self.events.named(of.namespace);
+        }
     }
 
     /// Lets a written block be found.

@@ -4,6 +4,7 @@ import os
 
 from ._native import (
     AttentionGroup,
+    Change,
     Client,
     KvCache,
     Load,
@@ -14,6 +15,7 @@ from ._native import (
     Plane,
     Registration,
     Saved,
+    Watch,
     forked,
 )
 from .errors import (
@@ -39,6 +41,7 @@ __all__ = [
     "BlocksOutOfRangeError",
     "CacheError",
     "CancelledError",
+    "Change",
     "Client",
     "ClosedError",
     "KvCache",
@@ -53,6 +56,7 @@ __all__ = [
     "Registration",
     "Saved",
     "TransferError",
+    "Watch",
 ]
 
 # The threads of a client stay in the process that made it.

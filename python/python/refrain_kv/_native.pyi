@@ -122,10 +122,14 @@ class Registration(_Closes):
     def begin_lookup(
         self, tokens: _Integers, *, extra_keys: Sequence[bytes] = (), deadline: float | None = None
     ) -> Pending[Lookup]: ...
-    def lookup_hashes(self, hashes: Sequence[bytes], *, deadline: float | None = None) -> Lookup:
-        """By an engine's names for its full blocks, of 32 bytes, each naming the whole prefix."""
+    def lookup_hashes(
+        self, hashes: Sequence[bytes], *, separate: bool = False, deadline: float | None = None
+    ) -> Lookup:
+        """By an engine's names for its full blocks, of 32 bytes, each naming the whole prefix.
+        `separate` blocks are looked up, loaded and saved each by itself, behind none of the others;
+        what matches is still the run from the first one on."""
     def begin_lookup_hashes(
-        self, hashes: Sequence[bytes], *, deadline: float | None = None
+        self, hashes: Sequence[bytes], *, separate: bool = False, deadline: float | None = None
     ) -> Pending[Lookup]: ...
     def begin_load_hashes(
         self,
@@ -218,13 +222,15 @@ class Lookup(_Closes):
     def absent(self) -> bool:
         """Whether no sidecar has answered in time: nothing is matched, nothing will be saved."""
     @property
-    def tiers(self) -> list[tuple[Literal["host", "ssd", "peer"], int]]: ...
+    def tiers(self) -> list[tuple[Literal["host", "ssd", "peer", "unspecified"], int]]:
+        """Where the matched blocks lie, in order; of separate ones, where all do that were asked
+        for, and `unspecified` where they are not resident."""
     @property
     def expected_load(self) -> float:
         """Seconds that a load of all matched blocks should take."""
     @property
     def expected_peer(self) -> float:
-        """Seconds that its blocks of tier `peer` alone should take, which stand behind all others."""
+        """Seconds that its blocks of tier `peer` alone should take; they stand behind all others."""
     def load_into(
         self,
         cache: KvCache,
@@ -299,7 +305,9 @@ class Loaded:
     @property
     def reason(
         self,
-    ) -> Literal["none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"]:
+    ) -> Literal[
+        "none", "deadline", "damaged", "no_memory", "drive", "lease", "peer", "unspecified"
+    ]:
         """Why they are; `unspecified` when the sidecar has gone."""
     @property
     def host_blocks(self) -> int: ...
@@ -340,3 +348,44 @@ class Pending(_Closes, Generic[_Answer]):
 
 def forked() -> None:
     """Called in the child of a fork."""
+
+@final
+class Watch(_Closes):
+    """Every change at one sidecar: all that is resident as `stored`, a `snapshot_end`, then what
+    comes and goes. Its errors are its end: changes were missed, or the sidecar has gone.
+    `deadline`, in seconds, is that of its beginning."""
+
+    def __init__(self, address: str | None = None, *, deadline: float = 5.0) -> None: ...
+    def next(self, timeout: float | None = None) -> Change | None:
+        """`None` when none comes within `timeout` seconds."""
+    def close(self) -> None: ...
+
+@final
+class Change:
+    """Blocks of one namespace and shard that came or went."""
+
+    @property
+    def epoch(self) -> int:
+        """Differs after every start of the sidecar."""
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def kind(self) -> Literal["stored", "removed", "snapshot_end", "unknown"]: ...
+    @property
+    def namespace_digest(self) -> bytes: ...
+    @property
+    def model(self) -> str:
+        """Empty until a worker has registered the namespace since the sidecar's start."""
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def shard(self) -> int: ...
+    @property
+    def shards(self) -> int:
+        """Of each block: it is whole when all of them are resident."""
+    @property
+    def sequence_hashes(self) -> list[bytes]: ...
+    @property
+    def engine_hashes(self) -> list[bytes]:
+        """The engine's names of these blocks, or none: where they were saved by tokens, and until a
+        worker has looked up by names since the sidecar's start. Then they are told as stored."""

@@ -3,6 +3,7 @@
 use super::door::{Session, Sessions};
 use super::sending;
 use crate::lookup::RegisterError;
+use crate::names::Names;
 use crate::namespaces::Registration;
 use crate::{status, wire};
 use refrain_index::hash::{KEY_SCHEME, SequenceHash, prove};
@@ -86,7 +87,7 @@ impl peer_server::Peer for PeerService {
         }
         let hashes = hashes.iter().map(|hash| SequenceHash(*hash)).collect();
         let lease = (request.lease_ms > 0).then(|| Duration::from_millis(request.lease_ms.into()));
-        let found = node.lookup_chain(&registration, hashes, lease);
+        let found = node.lookup_names(&registration, Names::chained(hashes), lease);
         let matched = u32::try_from(found.tiers.len()).unwrap_or(u32::MAX);
         let blocks = matched.saturating_sub(request.first_block);
         if blocks == 0 {

@@ -50,7 +50,7 @@ enum Step {
 
 /// Prompts that meet: a tree of three branches a block.
 fn prompt() -> impl Strategy<Value = Vec<u32>> {
-    (0..40u32, prop::collection::vec(0..3u32, 0..6)).prop_map(|(first, rest)| {
+    (0..16u32, prop::collection::vec(0..3u32, 0..6)).prop_map(|(first, rest)| {
         let mut tokens = vec![first];
         tokens.extend(rest);
         tokens
@@ -61,7 +61,7 @@ fn step(pins: bool) -> impl Strategy<Value = Step> {
     let pin = if pins { 4 } else { 0 };
     prop_oneof![
         60 => prompt().prop_map(Step::Save),
-        20 => prompt().prop_map(Step::Hit),
+        60 => prompt().prop_map(Step::Hit),
         6 => prompt().prop_map(Step::Lease),
         20 => Just(Step::Release),
         pin => prompt().prop_map(Step::Pin),
@@ -82,6 +82,10 @@ struct Bench {
     sent: BTreeMap<BlockKey, Option<BlockKey>>,
     leases: Vec<(LeaseId, Vec<BlockKey>)>,
     pinned: Vec<BlockKey>,
+    /// Whether pins may have more moved.
+    pins: bool,
+    /// Bytes moved on, and segments emptied, when it was last looked.
+    reclaimed: (u64, u64),
     directory: TempDir,
 }
 
@@ -109,7 +113,7 @@ fn content(key: BlockKey) -> u8 {
 }
 
 impl Bench {
-    fn start() -> Self {
+    fn start(pins: bool) -> Self {
         // The directory of the build takes `O_DIRECT`; another may not.
         let place = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
@@ -141,6 +145,8 @@ impl Bench {
             sent: BTreeMap::new(),
             leases: Vec::new(),
             pinned: Vec::new(),
+            pins,
+            reclaimed: (0, 0),
             directory,
         }
     }
@@ -209,6 +215,24 @@ impl Bench {
         }
         self.hear();
         self.check_bounds();
+        self.check_moved();
+    }
+
+    /// What was moved since the last look fits the segments that were emptied since, and the one that
+    /// may be on its way: what that one moves counts before it is empty.
+    fn check_moved(&mut self) {
+        let (moved_before, emptied_before) = self.reclaimed;
+        // Reclaim goes on between two looks: so emptied ones are counted before and after.
+        let emptied = self.emptied();
+        let moved = self.moved();
+        let most = (self.emptied() - emptied_before + 1) * (SEGMENT / MOVED_SHARE);
+        self.reclaimed = (moved, emptied);
+        let now = moved - moved_before;
+        assert!(self.pins || now <= most, "{now} bytes moved, where {most} may be");
+    }
+
+    fn moved(&self) -> u64 {
+        self.node.disk(DriveId(0)).moved_bytes.load(Ordering::Relaxed)
     }
 
     async fn save(&mut self, tokens: &[u32]) {
@@ -270,6 +294,7 @@ impl Bench {
                         let went = self.resident.remove(key);
                         assert!(went.is_some(), "it went twice");
                     }
+                    Kind::Named => unreachable!("blocks are saved by tokens here"),
                 }
             }
             if change.kind == Kind::Removed {
@@ -316,8 +341,7 @@ impl Bench {
             self.load(lease, &keys).await;
             self.node.release(lease, None);
         }
-        let moved = self.node.disk(DriveId(0)).moved_bytes.load(Ordering::Relaxed);
-        let emptied = self.emptied();
+        let (moved, emptied) = (self.moved(), self.emptied());
         self.hear();
         let there: BTreeSet<_> = self.node.keys(usize::MAX).into_iter().collect();
         assert!(there.iter().eq(self.resident.keys()), "what came and went is what is there");
@@ -340,11 +364,11 @@ fn number(count: usize) -> u32 {
 }
 
 /// What was moved on, and how many segments were emptied.
-fn check(steps: Vec<Step>) -> (u64, u64) {
+fn check(steps: Vec<Step>, pins: bool) -> (u64, u64) {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut bench = Bench::start();
+        let mut bench = Bench::start(pins);
         for step in steps {
             let taken = tokio::time::timeout(PATIENCE, bench.take(step)).await;
             taken.expect("a step hangs");
@@ -353,32 +377,28 @@ fn check(steps: Vec<Step>) -> (u64, u64) {
     })
 }
 
-/// Takes many lists of steps; what was moved on, and how many segments were emptied, in all.
-fn many(pins: bool, holds: impl Fn(u64, u64) -> bool) -> (u64, u64) {
+/// Takes many lists of steps; in all something was moved, and many segments were emptied.
+fn many(pins: bool) {
     let (moved, emptied) = (Cell::new(0), Cell::new(0));
     let mut runner = TestRunner::new(ProptestConfig { cases: 24, ..ProptestConfig::default() });
     let steps = prop::collection::vec(step(pins), 100..400);
     let ran = runner.run(&steps, |steps| {
-        let (of_one, segments) = check(steps);
+        let (of_one, segments) = check(steps, pins);
         moved.set(moved.get() + of_one);
         emptied.set(emptied.get() + segments);
-        prop_assert!(holds(of_one, segments), "{} bytes moved of {} segments", of_one, segments);
         Ok(())
     });
     ran.unwrap();
-    (moved.get(), emptied.get())
+    let (moved, emptied) = (moved.get(), emptied.get());
+    assert!(moved > 0 && emptied > 50, "{moved} bytes moved, {emptied} segments emptied");
 }
 
 #[test]
 fn no_bound_is_passed_and_of_no_segment_more_is_moved_than_its_share() {
-    // One may be on its way: what it moves counts before it is empty.
-    let most = |segments: u64| (segments + 1) * (SEGMENT / MOVED_SHARE);
-    let (moved, emptied) = many(false, |moved, segments| moved <= most(segments));
-    assert!(moved > 0 && emptied > 100, "{moved} bytes moved, {emptied} segments emptied");
+    many(false);
 }
 
 #[test]
 fn what_is_pinned_stays_whatever_else_is_asked_for() {
-    let (moved, emptied) = many(true, |_, _| true);
-    assert!(moved > 0 && emptied > 100, "{moved} bytes moved, {emptied} segments emptied");
+    many(true);
 }

@@ -110,7 +110,7 @@ fn blocks(args: &Args) -> Result<v1::BlockNames> {
         })
     };
     let sequence_hashes = args.blocks.iter().map(whole).collect::<Result<_>>()?;
-    Ok(v1::BlockNames { namespace_digest: Vec::new(), shard: args.shard, sequence_hashes })
+    Ok(v1::BlockNames { shard: args.shard, sequence_hashes, ..Default::default() })
 }
 
 impl TryFrom<v1::ExplainResponse> for Answer {

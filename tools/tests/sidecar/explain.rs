@@ -245,7 +245,7 @@ async fn engine_hashes_in_a_wrong_order_are_stored_but_no_prefix() {
     let mut hashes = engine_hashes(&ids);
     let found = |hashes: Vec<Vec<u8>>| {
         let (node, namespace) = (&node, &namespace);
-        let prompt = prompt_name::Prompt::Engine(v1::EngineHashes { hashes });
+        let prompt = prompt_name::Prompt::Engine(v1::EngineHashes { hashes, separate: false });
         async move { fates(&ask(node, named(namespace, prompt)).await.unwrap()) }
     };
     assert_eq!(found(hashes.clone()).await, [(0, 3, Fate::Ssd)]);

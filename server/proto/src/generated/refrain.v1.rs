@@ -133,6 +133,10 @@ pub struct EngineHashes {
     /// One per full block, each naming its whole prefix.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Each is a block by itself, behind none of the others: what an engine keeps in tiers of its own,
+    /// it asks for by pieces of prefixes, and by windows.
+    #[prost(bool, tag = "2")]
+    pub separate: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LookupRequest {
@@ -174,7 +178,8 @@ pub struct LookupResponse {
     pub prompt_blocks: u32,
     #[prost(uint32, tag = "3")]
     pub matched_blocks: u32,
-    /// Where the matched blocks lie, in order.
+    /// Where the matched blocks lie, in order; of separate names, where all do that were asked for, and
+    /// `TIER_UNSPECIFIED` where they are not resident.
     #[prost(message, repeated, tag = "4")]
     pub tiers: ::prost::alloc::vec::Vec<TierRun>,
     /// Of all matched blocks, as the drives' queues and those of peers stand, learned from loads before.
@@ -1082,6 +1087,19 @@ pub struct BlockNames {
     pub shard: u32,
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub sequence_hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// In events: the engine's own names of these blocks, in the same order. None where they were saved
+    /// by tokens, and none until a worker has looked up by names of 32 bytes since the sidecar's start:
+    /// then all of the namespace that is resident is told as stored, whether or not it was before.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub engine_hashes: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// In events, of the namespace; empty until a worker registers it after a start.
+    #[prost(string, tag = "5")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub block_tokens: u32,
+    /// Of each block; a block is whole when all of them are resident.
+    #[prost(uint32, tag = "7")]
+    pub shards: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MeetRequest {

@@ -1,0 +1,143 @@
+"""Blocks that an engine names one by one, and keeps in pages of its host memory.
+
+All calls wait, without the GIL, no longer than their deadline, and raise nothing because of the
+sidecar: what is not found, not loaded or not saved in time is a miss. A block is a page of `cache`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from . import Client, KvCache, Lookup, Namespace, RefrainError
+
+log = logging.getLogger("refrain_kv")
+
+#: After a call that was answered too late, how long nothing is asked.
+PAUSE = 1.0
+#: While the drives are behind, how often a save is tried again.
+BUSY_INTERVAL = 0.01
+
+
+class NamedBlocks:
+    """`namespace` describes them; all of its blocks are one page of `cache` each.
+
+    Raises what the sidecar minds about the namespace, if it is there; `deadline`, in seconds, is
+    that of a call.
+    """
+
+    def __init__(
+        self, client: Client, namespace: Namespace, shard: int, cache: KvCache, deadline: float
+    ) -> None:
+        self._registration = client.register(namespace, shard=shard)
+        self._cache = cache
+        self._deadline = deadline
+        self._paused_until = 0.0
+        self._logged: set[str] = set()
+        self._log_lock = threading.Lock()
+        self.block_bytes = namespace.block_bytes
+
+    def find(self, names: Sequence[bytes]) -> list[bool]:
+        """Which of them are kept."""
+        lookup = self._lookup(names, self._deadline)
+        if lookup is None:
+            return [False] * len(names)
+        with lookup:
+            return _resident(lookup, len(names))
+
+    def load(self, names: Sequence[bytes], pages: Sequence[int]) -> int:
+        """Loads them into pages; returns how many have their bytes, from the first one on. Nothing
+        is written into any page afterwards."""
+        end = time.monotonic() + self._deadline
+        done = 0
+        while done < len(names):
+            step, is_more = self._load(names[done:], pages[done:], end - time.monotonic())
+            done += step
+            if not step or not is_more:
+                break
+        return done
+
+    def save(self, names: Sequence[bytes], pages: Sequence[int]) -> list[bool]:
+        """Saves those that are not kept; returns which of them are kept now, as far as is known.
+        The pages must keep their bytes meanwhile."""
+        end = time.monotonic() + self._deadline
+        while True:
+            kept, is_busy = self._save(names, pages, end - time.monotonic())
+            if not is_busy or time.monotonic() + BUSY_INTERVAL > end:
+                return kept
+            # Nothing tells when a drive has caught up.
+            time.sleep(BUSY_INTERVAL)
+
+    def close(self) -> None:
+        self._registration.close()
+
+    def _load(self, names: Sequence[bytes], pages: Sequence[int], left: float) -> tuple[int, bool]:
+        lookup = self._lookup(names, left)
+        if lookup is None:
+            return 0, False
+        with lookup:
+            matched = lookup.matched_blocks
+            if not matched:
+                return 0, False
+            try:
+                with lookup.load_into(
+                    self._cache, pages[:matched], deadline=max(left, 0.001)
+                ) as load:
+                    loaded = load.finish()
+                held = lookup.release()
+            except RefrainError as error:
+                self._say(error)
+                return 0, False
+            # What was evicted meanwhile may have been overwritten before it was copied.
+            blocks = loaded.blocks if held else 0
+            return blocks, held and loaded.reason in ("none", "no_memory")
+
+    def _save(
+        self, names: Sequence[bytes], pages: Sequence[int], left: float
+    ) -> tuple[list[bool], bool]:
+        lookup = self._lookup(names, left)
+        if lookup is None:
+            return [False] * len(names), False
+        with lookup:
+            kept = _resident(lookup, len(names))
+            try:
+                saved = lookup.save_from(self._cache, pages, first=0)
+            except RefrainError as error:
+                self._say(error)
+                return kept, False
+            wanted = (index for index, is_kept in enumerate(kept) if not is_kept)
+            for index, _ in zip(list(wanted), range(saved.saved)):
+                kept[index] = True
+            return kept, saved.refusal == "busy" and not all(kept)
+
+    def _lookup(self, names: Sequence[bytes], left: float) -> Lookup | None:
+        begun = time.monotonic()
+        if not names or left <= 0 or begun < self._paused_until:
+            return None
+        deadline = min(left, self._deadline)
+        try:
+            lookup = self._registration.lookup_hashes(names, separate=True, deadline=deadline)
+        except RefrainError as error:
+            self._say(error)
+            return None
+        if not lookup.absent:
+            return lookup
+        if time.monotonic() - begun >= deadline:
+            # It hangs: whoever comes next shall not wait as long.
+            self._paused_until = time.monotonic() + PAUSE
+        return None
+
+    def _say(self, error: RefrainError) -> None:
+        """Once a kind: it may come with every call."""
+        with self._log_lock:
+            if error.code in self._logged:
+                return
+            self._logged.add(error.code)
+        log.warning("goes on without what is kept: %s", error)
+
+
+def _resident(lookup: Lookup, names: int) -> list[bool]:
+    found = [tier != "unspecified" for tier, blocks in lookup.tiers for _ in range(blocks)]
+    return found + [False] * (names - len(found))

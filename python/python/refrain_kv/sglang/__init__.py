@@ -1,0 +1,5 @@
+"""SGLang: `RefrainStorage`, a `HiCacheStorage`."""
+
+from .storage import RefrainStorage
+
+__all__ = ["RefrainStorage"]
