@@ -31,7 +31,7 @@ struct Way {
 }
 
 fn main() {
-    let (blocks, rounds) = if is_smoke() { (4, 1) } else { (96, 9) };
+    let (blocks, rounds) = if is_smoke() { (10, 1) } else { (96, 9) };
     let runtime = Runtime::new().expect("threads");
     let directory = scratch();
     let at = free_address();
@@ -72,7 +72,7 @@ fn config(directory: &Path, blocks: u32) -> Config {
 
 async fn run(holder: &Sidecar, asker: &Sidecar, at: SocketAddr, blocks: u32, rounds: u64) {
     let far = register(&holder.client(256 << 20).await, LAYERS, CHUNK).await;
-    let near = register(&asker.client(1 << 20).await, LAYERS, CHUNK).await;
+    let near = register(&asker.client(16 << 20).await, LAYERS, CHUNK).await;
     let prompts = [prompt(1, blocks), prompt(2, blocks)];
     for tokens in &prompts {
         save(&far, tokens).await;
