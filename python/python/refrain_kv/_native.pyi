@@ -230,7 +230,7 @@ class Lookup(_Closes):
         """Seconds that a load of all matched blocks should take."""
     @property
     def expected_peer(self) -> float:
-        """Seconds that its blocks of tier `peer` alone should take; they stand behind all others."""
+        """Seconds that its blocks of tier `peer` alone take, which stand behind the others."""
     def load_into(
         self,
         cache: KvCache,
