@@ -260,12 +260,7 @@ impl Node {
                     let from = place.map_or((peer, stored), |place| {
                         (Origin::Drive(place), place.stored_length())
                     });
-                    loop {
-                        let source = self.source(state, key, from);
-                        if source.is_some() || !in_memory.give_up(block, &mut state.host) {
-                            break source;
-                        }
-                    }
+                    self.source(state, key, from, (&mut in_memory, block))
                 }
             };
             let Some((frame, source)) = source else {
@@ -322,13 +317,20 @@ impl Node {
         state: &mut State,
         key: BlockKey,
         (origin, stored_length): (Origin, u64),
+        (in_memory, block): (&mut InMemory, usize),
     ) -> Option<(Arc<Frame>, Source)> {
         // One of where the block lay before may never end: its drive was withdrawn since.
         if let Some(read) = state.reading.get(&key).filter(|read| read.origin == origin) {
             self.metrics.shared_reads.inc();
             return Some((Arc::clone(&read.frame), Source::Shared(Arc::clone(read))));
         }
-        let frame = Arc::new(self.take_frame(state, stored_length)?);
+        let frame = loop {
+            match self.take_frame(state, stored_length) {
+                Some(frame) => break Arc::new(frame),
+                None if in_memory.give_up(block, &mut state.host) => {}
+                None => return None,
+            }
+        };
         let read = Arc::new(BlockRead::new(Arc::downgrade(self), key, origin, Arc::clone(&frame)));
         state.reading.insert(key, Arc::clone(&read));
         Some((frame, Source::Read(read)))

