@@ -70,11 +70,9 @@ impl Withdrawn {
         self.0.iter().any(|&(of, in_use, at)| (of, in_use) == (segment, generation) && at >= end)
     }
 
-    /// Keeps those of a segment's rows that still count.
-    pub fn leave_out(&self, segment: u32, generation: u64, rows: &mut Vec<Row>) {
-        if !self.0.is_empty() {
-            rows.retain(|row| !self.0.contains(&(segment, generation, row.offset)));
-        }
+    /// Whether the record at `offset` was withdrawn.
+    pub fn holds(&self, segment: u32, generation: u64, offset: u64) -> bool {
+        self.0.contains(&(segment, generation, offset))
     }
 }
 
@@ -233,7 +231,7 @@ impl Catalog {
         }
         let withdrawn = self.withdrawn()?;
         for SegmentRows { segment, generation, rows, .. } in &mut segments {
-            withdrawn.leave_out(*segment, *generation, rows);
+            rows.retain(|row| !withdrawn.holds(*segment, *generation, row.offset));
         }
         Ok(segments)
     }

@@ -150,7 +150,7 @@ impl Records {
         rows: Option<&SegmentRows>,
     ) -> Result<(), CatalogError> {
         let known_end = rows.map_or(0, |rows| rows.end).max(RECORDS_START);
-        let Scan { entries, end, sealed } = scan;
+        let Scan { mut entries, end, sealed } = scan;
         let tail = entries.partition_point(|entry| entry.offset < known_end);
         let group = Group { start: known_end, end, sealed, entries: &entries[tail..] };
         let run = run_of(head.id.0, head.generation.0, &group);
@@ -165,8 +165,11 @@ impl Records {
         }
         // What was withdrawn is not among the catalogue's rows, and may have been withdrawn before
         // its run came there: it stays away.
+        let holds = |offset| self.withdrawn.holds(head.id.0, head.generation.0, offset);
         let mut new = run.rows;
-        self.withdrawn.leave_out(head.id.0, head.generation.0, &mut new);
+        new.retain(|row| !holds(row.offset));
+        // Nor is it vouched for by the footer that this segment gets: the catalogue may be lost.
+        entries.retain(|entry| !holds(entry.offset));
         let known = rows.map_or(&[][..], |rows| &rows.rows);
         self.add(head, known.iter().copied().chain(new));
         // A record that was withdrawn and then lost: another in its place would be taken for it.
