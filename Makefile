@@ -1,4 +1,4 @@
-# The two commands of the README. Each installs what it needs and says what it does.
+# The commands of the README, and of docs/testing.md. Each installs what it needs and says what it does.
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 REFRAIN := "$(abspath $(CARGO_TARGET_DIR))/release/refrain"

@@ -1,8 +1,8 @@
 //! What does the fleet's directory cost: a lookup of a long prompt, a core of its servers for probes
 //! and for publications, and the memory of an entry?
 //!
-//! Three masters on this machine, beside `redis-benchmark`, which asks the same servers for the same
-//! in the same run. `--entries N` says how many there are.
+//! Three masters on this machine, beside `redis-benchmark` in the same run: HGET of 64 buckets, and the
+//! function that publishes, over as few. `--entries N` says how many entries there are.
 
 use refrain::cluster::Cluster;
 use refrain_benches::{Prompts, Samples, float, is_smoke, scratch, tell};
@@ -111,7 +111,9 @@ async fn run(cluster: Cluster, entries: usize) {
     let located = |chain: &[SequenceHash]| bench.is_located(chain.to_vec());
     let last = &prompts.chains[prompts.chains.len().saturating_sub(2)];
     let long = &last[..last.len().min(LONG)];
+    let end = Instant::now() + PATIENCE;
     while !located(long).await {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: the long prompt is found");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let lookups = if is_smoke() { 20 } else { 2000 };
@@ -212,8 +214,8 @@ impl Bench {
         Rate { operations, elapsed: begin.elapsed(), core_seconds }
     }
 
-    /// The same by those who make the server: HGET of buckets of 64 entries, and the function that
-    /// publishes one.
+    /// What those who make the server measure with: HGET of 64 buckets, and the function that publishes
+    /// an entry, which after the first of each finds it there.
     fn redis_benchmark(&self, operations: usize) -> (Rate, Rate) {
         let put = ["FCALL", "refrain1_put", "1", "{tag}:__rand_int__", "ownr", "__rand_int__"];
         let puts = self.redis_benchmark_of(operations, &put);

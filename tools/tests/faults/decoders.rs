@@ -375,4 +375,47 @@ pub(crate) fn write_corpora(directory: &Path) {
     ];
     write("pieces", &pieces.map(|piece| piece.encode()).concat());
     write("welcome", &welcome);
+    write("register", &register().encode_to_vec());
+    let tokens: Vec<u8> = (1..=128).flat_map(u32::to_le_bytes).collect();
+    let name = v1::PromptName {
+        namespace_digest: (0..32).collect(),
+        shard: 1,
+        prompt: Some(v1::prompt_name::Prompt::Tokens(tokens.into())),
+        extra_keys: vec![b"image".to_vec()],
+    };
+    write("prompt", &name.encode_to_vec());
+}
+
+/// Every field of a namespace.
+fn register() -> v1::RegisterRequest {
+    use v1::attention_group::Kind;
+    let groups = [(Kind::Full, 1, 0), (Kind::SlidingWindow, 2, 4096), (Kind::Recurrent, 1, 0)];
+    let group = |(kind, layers, window_tokens): (Kind, u32, u32)| v1::AttentionGroup {
+        kind: kind.into(),
+        layers,
+        window_tokens,
+    };
+    let namespace = v1::Namespace {
+        tenant: "tenant".into(),
+        model: "model".into(),
+        weights: "revision".into(),
+        config_digest: (0..32).collect(),
+        kv_dtype: "bf16".into(),
+        block_tokens: 64,
+        layers: 4,
+        layer_bytes: 40_000,
+        layout: v1::KvLayout::KeyValue.into(),
+        groups: groups.map(group).to_vec(),
+        tensor_parallel: 2,
+        pipeline_parallel: 1,
+        context_parallel: 1,
+        adapter_digest: b"adapter".to_vec(),
+        salt: b"salt".to_vec(),
+    };
+    v1::RegisterRequest {
+        namespace: Some(namespace),
+        shard: 1,
+        session: (0..16).collect(),
+        block_bytes: 160_000,
+    }
 }

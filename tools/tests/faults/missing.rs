@@ -1,7 +1,7 @@
 //! One of two drives is dead, unreadable or not mounted when a sidecar starts: it serves what the
 //! other holds, says so, and takes the drive back, with all that it holds, when it is there again.
 
-use crate::faulty::{Fault, Operation, Part};
+use crate::faulty::{Fault, Faulty, Operation, Part};
 use crate::fixture::content::{Shape, prompt};
 use crate::fixture::node::{MIB, Node, Setup, home, refrain};
 use crate::fixture::worker::Worker;
@@ -23,16 +23,17 @@ pub(crate) fn run(count: u64, _: u64) -> String {
         for round in 0..count {
             let drive = usize::from(!round.is_multiple_of(2));
             found += unmounted(drive).await;
-            for (part, operation, errno) in [
-                (Part::Everything, Operation::Enter, EIO),
-                (Part::Everything, Operation::Enter, EACCES),
-                (Part::Data, Operation::Read, EIO),
-            ] {
+            let ways: [fn(&Faulty); 3] = [
+                |drive| drive.shut(EIO),
+                |drive| drive.shut(EACCES),
+                |drive| drive.add(Part::Data, Operation::Read, Fault::Fail(EIO)),
+            ];
+            for way in ways {
                 let faulty = match FaultyDrive::new(true) {
                     Ok(faulty) => faulty,
                     Err(skipped) => return skipped,
                 };
-                let fails = || faulty.faulty.add(part, operation, Fault::Fail(errno));
+                let fails = || way(&faulty.faulty);
                 let mends = || faulty.faulty.heal();
                 found += left_out(drive, &faulty.path(), fails, mends).await;
             }
@@ -58,7 +59,7 @@ async fn alone() {
     let mut node = Node::start(&setup().at(0, &drive.path()));
     node.stop().await;
     let _healing = drive.faulty.healed_at_the_end();
-    drive.faulty.add(Part::Everything, Operation::Enter, Fault::Fail(EIO));
+    drive.faulty.shut(EIO);
     assert!(!node.try_start_again(), "it serves nothing");
     assert!(node.said().contains("Input/output error"), "{}", node.said());
     drive.faulty.heal();

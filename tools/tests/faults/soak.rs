@@ -178,12 +178,12 @@ async fn soak(time: Duration, seed: u64, steady: bool) {
 
 async fn work(
     node: Arc<Node>,
-    (loads, control): (Loads, Control),
+    (loads, mut control): (Loads, Control),
     next: Arc<AtomicU64>,
     mut random: fastrand::Rng,
     (begin, time): (Instant, Duration),
 ) {
-    let (mut turn, control) = (begin, Arc::new(std::sync::Mutex::new(control)));
+    let mut turn = begin;
     while begin.elapsed() < time {
         let shape = random.usize(..SHAPES.len());
         let worker = Worker::new(&node, SHAPES[shape]).await;
@@ -214,12 +214,13 @@ async fn work(
                     if loaded.loaded > 0 {
                         let took = begun.elapsed();
                         let read = u64::from(loaded.loaded - loaded.from_host);
-                        let (bytes, control) =
-                            (read * SHAPES[shape].block_bytes(), Arc::clone(&control));
-                        let raw = tokio::task::spawn_blocking(move || {
-                            control.lock().unwrap().read(bytes)
+                        let bytes = read * SHAPES[shape].block_bytes();
+                        let reading = tokio::task::spawn_blocking(move || {
+                            let took = control.read(bytes);
+                            (control, took)
                         });
-                        let raw = raw.await.unwrap();
+                        let raw;
+                        (control, raw) = reading.await.unwrap();
                         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap();
                         let tenth = ((share * 10.0) as usize).min(9);
                         let mut tenths = loads.lock().unwrap();

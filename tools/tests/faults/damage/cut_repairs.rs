@@ -1,6 +1,7 @@
 //! Power is lost while a damaged store is repaired: after every write of the repair, with nothing, a
-//! part or all of the last one. A repair syncs each write before the next, so that no other subset
-//! can be left. Whatever could be read before can be read afterwards, and another repair ends well.
+//! part or all of the last one. A repair syncs each write before the next, which is looked at too: no
+//! other subset can be left. Whatever could be read before can be read afterwards, and another repair
+//! ends well.
 
 use super::quick_home;
 use super::segments::{Counts, World};
@@ -40,8 +41,9 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             for last in [Last::Nothing, Last::FirstPage, Last::Whole] {
                 damaged.write(&store);
                 faulty.cut(Some(Cut { writes, last }));
-                let _ = repair(&mountpoint.join("drive"), true);
+                let repaired = repair(&mountpoint.join("drive"), true);
                 is_whole = faulty.cut(None).is_none_or(|cut| cut.writes > 0);
+                assert!(!is_whole || repaired.is_some(), "a repair ends by itself");
                 let left = world.read(&store);
                 let lost: Vec<_> = readable.difference(&left).collect();
                 assert!(lost.is_empty(), "write {writes}, {last:?}: lost {lost:?}");
@@ -61,6 +63,7 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             }
         }
     }
+    assert_eq!(faulty.unsynced_max(), 1, "each write of a repair is synced before the next");
     drop(faulty);
     format!(
         "{cuts} cuts in the repairs of {stores} stores; {blocks} readable blocks looked for, none \
