@@ -282,7 +282,6 @@ impl Shared {
                 self.forgotten_some.notified().await;
                 continue;
             }
-            // One that is not written is found again.
             self.take_out(&some).await;
         }
     }

@@ -15,7 +15,7 @@ use refrain_index::directory::{Directory, DirectoryError, Holdings, Life, Member
 use refrain_store::geometry::RecordAddress;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
@@ -62,7 +62,7 @@ impl Node {
         let disks = self.disks.iter().map(|disk| (disk.drive.path(), disk.store_id));
         let lives = Lives::read(disks, self.disks.missing().count());
         let (life, stores) = lives.life(config.node_id());
-        let held = Held { node: Arc::downgrade(self), stores };
+        let held = Held { node: Arc::downgrade(self), stores, keeping: Mutex::default() };
         let address = config.address.clone();
         let membership =
             Membership::new(directory, address, config.bucket_bits, life, Arc::new(held));
@@ -172,11 +172,15 @@ struct Held {
     /// Which owns whoever asks.
     node: Weak<Node>,
     stores: Vec<[u8; 16]>,
+    /// Two that replace one file at once would take each other's unfinished one.
+    keeping: Mutex<()>,
 }
 
 impl Holdings for Held {
     fn keep(&self, life: &Life) -> io::Result<()> {
         let Some(node) = self.node.upgrade() else { return Ok(()) };
+        // It guards no data that a panic could leave half changed.
+        let _one_at_a_time = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let drives = node.disks.iter().map(|disk| disk.drive.path());
         life::write(drives, life, &self.stores)
     }

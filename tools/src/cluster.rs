@@ -273,22 +273,26 @@ impl Cluster {
         self.settled()
     }
 
-    /// Returns when every server knows every other, and each replica follows its master.
+    /// Returns when every server knows of every other whether it is a master or a replica, and each
+    /// replica follows its master.
     pub fn settled(&self) -> Result<(), ClusterError> {
         let end = Instant::now() + PATIENCE;
         for server in 0..self.servers.len() {
             loop {
-                let info = self.command(server, ["CLUSTER", "INFO"]).unwrap_or_default();
+                let asked = ["INFO", "NODES"].map(|what| self.command(server, ["CLUSTER", what]));
+                let [info, nodes] = asked.map(Result::unwrap_or_default);
                 let role = self.command(server, ["ROLE"]).unwrap_or_default();
-                let nodes = format!("cluster_known_nodes:{}", self.servers.len());
-                let is_whole = ["cluster_state:ok", "cluster_slots_ok:16384", nodes.as_str()]
+                let is_whole = ["cluster_state:ok", "cluster_slots_ok:16384"]
                     .iter()
                     .all(|line| info.contains(line));
-                if is_whole && (role.starts_with("master") || role.contains("connected")) {
+                let knows = nodes.lines().count() == self.servers.len()
+                    && nodes.lines().all(is_in_its_place);
+                let follows = role.starts_with("master") || role.contains("connected");
+                if is_whole && knows && follows {
                     break;
                 }
                 if Instant::now() > end {
-                    return Err(ClusterError::Late { said: info + &role });
+                    return Err(ClusterError::Late { said: [info, nodes, role].join("\n") });
                 }
                 thread::sleep(INTERVAL);
             }
@@ -296,8 +300,10 @@ impl Cluster {
         Ok(())
     }
 
+    /// It ends after a while, also where the server hangs.
     fn client(&self, arguments: &[&str]) -> Result<Command, ClusterError> {
-        let mut command = Command::new(program(CLIENTS)?);
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg(program(CLIENTS)?);
         command.args(["--user", "admin", "--no-auth-warning"]).env("REDISCLI_AUTH", PASSWORD);
         if let Some(TlsFiles { ca, certificate, key }) = &self.tls {
             let files: [&OsStr; 6] = [
@@ -313,6 +319,15 @@ impl Cluster {
         command.args(arguments);
         Ok(command)
     }
+}
+
+/// Of a line of `CLUSTER NODES`: a master with slots, or a replica. Roles spread by gossip, later than
+/// names: until then a replica is taken for a master that has nothing, and is not asked for reads.
+fn is_in_its_place(line: &str) -> bool {
+    let words: Vec<_> = line.split(' ').collect();
+    let flags = words.get(2).copied().unwrap_or_default();
+    let is_away = ["fail", "handshake", "noaddr"].iter().any(|flag| flags.contains(flag));
+    !is_away && (flags.contains("slave") || words.len() > 8)
 }
 
 fn users() -> String {

@@ -93,8 +93,8 @@ enum Next {
     Redirect(Target),
     /// Somebody else may know.
     Elsewhere,
-    /// Functions were missing, and are there now.
-    Again,
+    /// It knows no function of ours.
+    NoFunctions,
     Unknown,
 }
 
@@ -184,12 +184,14 @@ impl Cluster {
         let step = if target.asking { 2 } else { 1 };
         let answers = answers.into_iter().skip(step - 1).step_by(step);
         let mut outcomes = Vec::with_capacity(group.len());
+        // Once for all commands of the pipeline.
+        let mut loaded = None;
         for (mut one, answer) in group.into_iter().zip(answers) {
             let index = one.index;
             one.redirected = None;
             outcomes.push((
                 index,
-                match self.judge(answer, &target.address, deadline).await {
+                match self.judge(answer, &target.address) {
                     Next::Answer(value) => Ok(value),
                     Next::Redirect(target) => {
                         one.redirected = Some(target);
@@ -199,7 +201,14 @@ impl Cluster {
                         one.failed.push(target.address.clone());
                         Err(Some(one))
                     }
-                    Next::Again => Err(Some(one)),
+                    Next::NoFunctions => {
+                        let is_loaded = match loaded {
+                            Some(is_loaded) => is_loaded,
+                            None => self.load_functions(&target.address, deadline).await,
+                        };
+                        loaded = Some(is_loaded);
+                        Err(is_loaded.then_some(one))
+                    }
                     Next::Elsewhere | Next::Unknown => Err(None),
                 },
             ));
@@ -207,7 +216,7 @@ impl Cluster {
         outcomes
     }
 
-    async fn judge(&self, answer: Value, asked: &str, deadline: Instant) -> Next {
+    fn judge(&self, answer: Value, asked: &str) -> Next {
         let Value::ServerError(error) = answer else { return Next::Answer(answer) };
         let detail = error.details().unwrap_or_default();
         match error.kind() {
@@ -228,11 +237,7 @@ impl Cluster {
                 Next::Elsewhere
             }
             Some(ServerErrorKind::ResponseError) if detail.starts_with("Function not found") => {
-                if self.load_functions(asked, deadline).await {
-                    Next::Again
-                } else {
-                    Next::Unknown
-                }
+                Next::NoFunctions
             }
             _ => {
                 self.counts.refused(asked, error.code(), detail);

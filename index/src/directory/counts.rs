@@ -12,8 +12,10 @@ pub struct Counts {
     /// Of these, those that nobody could answer for in time.
     pub unknown_probes: AtomicU64,
     pub locates: AtomicU64,
-    /// Entries of this node that were written, and that were taken out.
+    /// Entries of this node that a server acknowledged: again each time that it is told of them, as
+    /// when they are announced anew.
     pub published: AtomicU64,
+    /// Entries that were taken out.
     pub unpublished: AtomicU64,
     /// Writes that no server took; they are tried again.
     pub failed_writes: AtomicU64,

@@ -159,9 +159,13 @@ impl Membership {
         let mut changes = locked(&self.inner.changes);
         let mut dropped = Vec::new();
         for &key in keys {
+            if changes.queued.contains(&key) {
+                continue;
+            }
             if changes.queue.len() >= CHANGES_MAX {
                 dropped.push(key);
-            } else if changes.queued.insert(key) {
+            } else {
+                changes.queued.insert(key);
                 changes.queue.push_back(key);
             }
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 /// All of the directory is looked through in this time, by all nodes together.
 const ROUND: Duration = Duration::from_hours(24);
+const GROUP_ROUND: Duration = Duration::from_secs(ROUND.as_secs() / GROUPS as u64);
 /// Buckets looked at in one go.
 const AT_ONCE: u32 = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +22,11 @@ impl Inner {
     pub(super) async fn sweep(&self) {
         loop {
             for group in 0..GROUPS {
+                if !self.is_joined() || !self.sweeps(group) {
+                    // In one sleep: whoever sweeps nothing does not wake up for each bucket.
+                    tokio::time::sleep(GROUP_ROUND).await;
+                    continue;
+                }
                 let buckets = self.buckets();
                 let pause = ROUND / u32::from(SLOTS) / buckets.div_ceil(AT_ONCE);
                 for slot in (first_slot(group)..).take(usize::from(SLOTS) / GROUPS) {

@@ -8,7 +8,6 @@ use super::{Shared, counts};
 use crate::chain::BlockKey;
 use redis::cmd;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 /// How long a batch tries to be written.
@@ -23,6 +22,8 @@ type Fields = Vec<(BlockKey, [u8; 6])>;
 pub(super) enum Write {
     Put,
     Remove,
+    /// Another's, which proved wrong.
+    Forget,
 }
 
 impl Shared {
@@ -40,7 +41,7 @@ impl Shared {
             let &(slot, bucket, write, claim) = place;
             let function = match write {
                 Write::Put => "refrain1_put",
-                Write::Remove => "refrain1_del",
+                Write::Remove | Write::Forget => "refrain1_del",
             };
             let mut command = cmd("FCALL");
             command.arg(function).arg(1).arg(bucket_key(slot, bucket, bits));
@@ -55,10 +56,16 @@ impl Shared {
         let mut failed = Vec::new();
         for ((&(.., write, _), fields), answer) in calls.iter().zip(answers) {
             match answer.as_ref().and_then(integer) {
-                Some(changed) => {
-                    let changed = usize::try_from(changed).unwrap_or(0);
-                    counts::add(self.counter(write), changed);
-                }
+                Some(changed) => match write {
+                    // All that were acknowledged: those of a put whose answer was lost are there
+                    // already when it is done again.
+                    Write::Put => counts::add(&self.counts.published, fields.len()),
+                    Write::Remove => {
+                        let changed = usize::try_from(changed).unwrap_or(0);
+                        counts::add(&self.counts.unpublished, changed);
+                    }
+                    Write::Forget => counts::add(&self.counts.forgotten, fields.len()),
+                },
                 None => failed.extend(fields.iter().map(|(key, _)| *key)),
             }
         }
@@ -66,18 +73,11 @@ impl Shared {
         failed
     }
 
-    fn counter(&self, write: Write) -> &AtomicU64 {
-        match write {
-            Write::Put => &self.counts.published,
-            Write::Remove => &self.counts.unpublished,
-        }
-    }
-
     /// Takes others' claims that proved wrong out of their entries.
     pub(super) async fn take_out(&self, wrong: &[(BlockKey, Claim)]) {
         let writes: Vec<_> =
-            wrong.iter().map(|&(key, claim)| (key, claim, Write::Remove)).collect();
-        let failed = self.write(&writes).await;
-        counts::add(&self.counts.forgotten, writes.len() - failed.len());
+            wrong.iter().map(|&(key, claim)| (key, claim, Write::Forget)).collect();
+        // One that is not written is found again.
+        self.write(&writes).await;
     }
 }

@@ -22,7 +22,7 @@ const COUNTERS: [(&str, &str, Of); 14] = [
     ("locates", "Prompts looked up in the directory", |c| &c.locates),
     ("probes", "Blocks looked up in the directory", |c| &c.probes),
     ("unknown_probes", "Of these, those that nobody answered for", |c| &c.unknown_probes),
-    ("published", "Own entries written", |c| &c.published),
+    ("published", "Own entries acknowledged, repeats too", |c| &c.published),
     ("unpublished", "Own entries taken out", |c| &c.unpublished),
     ("failed_writes", "Entries that no server took in time", |c| &c.failed_writes),
     ("dropped_changes", "Changes too many to remember: announced anew", |c| &c.dropped_changes),
