@@ -19,6 +19,13 @@ pub const TRAILER_SIZE: u64 = PAGE_SIZE;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentId(pub u32);
 
+impl SegmentId {
+    /// Its place among all of a drive's segments.
+    pub fn index(self) -> usize {
+        usize::try_from(self.0).expect("32 bits fit")
+    }
+}
+
 /// Count of a segment's reuses; an address of an older one is a miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u64);

@@ -17,7 +17,7 @@ use thiserror::Error;
 mod examine;
 
 pub use examine::{Damage, Examined};
-pub(crate) use examine::{examine, first_generation, has_damaged_head};
+pub(crate) use examine::{examine, has_damaged_head, last_generation};
 
 /// Read at once while records are small.
 const WINDOW: u64 = 1 << 20;
@@ -76,6 +76,11 @@ impl SegmentProblem {
             | Self::NewerVersion { id, .. }
             | Self::Unreadable { id } => id,
         }
+    }
+
+    /// Whether neither copy of the head can be believed.
+    pub(crate) fn is_of_head(&self) -> bool {
+        matches!(self, Self::Swapped { .. } | Self::OtherStore { .. } | Self::DamagedHead { .. })
     }
 
     /// What reports count it as.

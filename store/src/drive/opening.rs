@@ -249,18 +249,16 @@ impl<M: Medium> Opening<M> {
             self.problems.extend(problem);
         }
         // An untrusted head may stand for any use before: none of them may be repeated.
-        let newest = self.heads.iter().map(|head| head.generation).max().unwrap_or(Generation(0));
-        for head in &mut self.heads {
-            let untrusted = |problem: &SegmentProblem| match *problem {
-                SegmentProblem::Swapped { id, .. }
-                | SegmentProblem::OtherStore { id }
-                | SegmentProblem::DamagedHead { id }
-                | SegmentProblem::Unreadable { id } => id == head.id,
-                SegmentProblem::Truncated { .. } | SegmentProblem::NewerVersion { .. } => false,
-            };
-            if self.problems.iter().any(untrusted) {
-                head.generation = Generation(newest.0 + 1);
-            }
+        let unknown = |it: &&SegmentProblem| {
+            it.is_of_head() || matches!(it, SegmentProblem::Unreadable { .. })
+        };
+        let ids = self.problems.iter().filter(unknown);
+        let untrusted: Vec<_> = ids.map(SegmentProblem::segment).collect();
+        let told = untrusted.iter().filter_map(|&id| recover::last_generation(&self.segment(id)));
+        let newest = self.heads.iter().map(|head| head.generation).chain(told).max();
+        for id in untrusted {
+            let next = newest.map_or(1, |newest| newest.0 + 1);
+            self.heads[id.index()].generation = Generation(next);
         }
     }
 
@@ -341,7 +339,7 @@ impl<M: Medium> Opening<M> {
     }
 
     pub(super) fn segment(&self, id: SegmentId) -> SegmentFile<'_> {
-        let index = usize::try_from(id.0).expect("32 bits fit");
+        let index = id.index();
         SegmentFile {
             file: &self.media[index],
             head: self.heads[index],
@@ -412,7 +410,7 @@ impl<M: Medium> Opening<M> {
             })
             .collect();
         for KnownSegment { id, end, sealed, entries } in known {
-            let setup = &mut setups[usize::try_from(id.0).expect("32 bits fit")];
+            let setup = &mut setups[id.index()];
             if end > RECORDS_START && setup.status.generation.0 > 0 {
                 setup.status.end = end;
                 setup.status.state = if sealed { SegmentState::Sealed } else { SegmentState::Open };

@@ -12,7 +12,7 @@ use std::io;
 
 impl Opening {
     /// Puts files that were swapped back in their places, and gives a head to every segment whose
-    /// own is damaged: that of its records where they tell it, else that of an empty segment.
+    /// own is damaged: that of its last use where that can be told, else that of an empty segment.
     pub fn repair_segments(&mut self) -> io::Result<()> {
         self.exchange_swapped()?;
         self.repair_heads()
@@ -38,8 +38,8 @@ impl Opening {
             let (one, other) = (files::name(id), files::name(found));
             rustix::fs::renameat_with(handle, one, handle, other, RenameFlags::EXCHANGE)?;
             rustix::fs::fsync(handle)?;
-            self.media.swap(as_index(id), as_index(found));
-            self.available.swap(as_index(id), as_index(found));
+            self.media.swap(id.index(), found.index());
+            self.available.swap(id.index(), found.index());
             self.look_at_heads();
         }
     }
@@ -51,19 +51,13 @@ impl<M: Medium> Opening<M> {
         let mut birth = self.heads.iter().map(|head| head.birth).max().unwrap_or(0);
         for index in 0..self.heads.len() {
             let head = self.heads[index];
-            let untrusted = self.problems.iter().any(|problem| match *problem {
-                SegmentProblem::Swapped { id, .. }
-                | SegmentProblem::OtherStore { id }
-                | SegmentProblem::DamagedHead { id } => id == head.id,
-                SegmentProblem::Truncated { .. }
-                | SegmentProblem::NewerVersion { .. }
-                | SegmentProblem::Unreadable { .. } => false,
-            });
+            let untrusted =
+                self.problems.iter().any(|it| it.is_of_head() && it.segment() == head.id);
             let damaged = recover::has_damaged_head(&self.media[index], head.id, self.store_id());
             if !untrusted && !damaged {
                 continue;
             }
-            let known = recover::first_generation(&self.segment(head.id));
+            let known = recover::last_generation(&self.segment(head.id));
             let known = known.filter(|&known| untrusted || known > head.generation);
             if untrusted || known.is_some() {
                 birth += 1;
@@ -175,8 +169,4 @@ fn write_pages(file: &dyn Medium, bytes: &[u8], offset: u64) -> io::Result<()> {
     region.copy_from(0, bytes);
     file.write_all_at(region.bytes(), offset)?;
     file.sync()
-}
-
-fn as_index(id: SegmentId) -> usize {
-    usize::try_from(id.0).expect("32 bits fit")
 }

@@ -314,6 +314,39 @@ fn a_withdrawn_record_counts_no_more_and_hides_nothing() {
 }
 
 #[test]
+fn a_segment_without_a_head_gets_that_of_its_last_use_back() {
+    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    let stored = fixture.append(&drive, 0).unwrap();
+    let first = stored.address;
+    let path = fixture.segment_file(first.segment.0);
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut stale = [0; 4096];
+    file.read_exact_at(&mut stale, first.offset).unwrap();
+    let mut blocks = 1..;
+    for segment in [first.segment, SegmentId(1 - first.segment.0)] {
+        while fixture.append(&drive, blocks.next().unwrap()).is_ok() {}
+        drive.release(segment).unwrap();
+    }
+    // The next segment's first record seals the one before.
+    fixture.append(&drive, blocks.next().unwrap()).unwrap();
+    drive.stop();
+    drop(drive);
+    let before = fixture.open().scan(first.segment, RECORDS_START).unwrap();
+    assert!(before.sealed && before.entries.len() > 1);
+
+    // Its first page is of the use before, and nothing but the trailer knows better.
+    file.write_all_at(&stale, first.offset).unwrap();
+    file.write_all_at(&[0xff; 8192], 0).unwrap();
+    let mut opening = fixture.open();
+    assert_eq!(opening.problems(), [SegmentProblem::DamagedHead { id: first.segment }]);
+    assert_eq!(opening.scan(first.segment, RECORDS_START).unwrap().entries, []);
+    opening.repair_segments().unwrap();
+    assert_eq!(opening.problems(), []);
+    assert_eq!(opening.scan(first.segment, RECORDS_START).unwrap(), before);
+}
+
+#[test]
 fn a_capacity_larger_than_the_disk_is_refused() {
     let parent = tempfile::tempdir().unwrap();
     let config = DriveConfig {

@@ -167,7 +167,7 @@ impl Log {
     }
 
     pub(super) fn release(&mut self, id: SegmentId) {
-        let status = &mut self.statuses[index(id)];
+        let status = &mut self.statuses[id.index()];
         if status.state == SegmentState::Sealed {
             status.state = SegmentState::Free;
             self.statuses_changed = true;
@@ -307,7 +307,7 @@ impl Log {
         frame.region().copy_from(0, &bytes[..]);
         let entry = entry_of(&header, RecordHeader::checksum_of(&bytes));
         let (step, operation) = current.place(entry, append, frame);
-        let status = &mut self.statuses[index(segment)];
+        let status = &mut self.statuses[segment.index()];
         status.end = current.cursor();
         self.statuses_changed = true;
         Some((WriteOp { segment, step, length: HEADER_SIZE }, operation))
@@ -330,7 +330,7 @@ impl Log {
         let id = self.free_segment()?;
         let frame = self.scratch.allocate(PAGE_SIZE)?;
         self.birth += 1;
-        let status = &mut self.statuses[index(id)];
+        let status = &mut self.statuses[id.index()];
         status.generation = Generation(status.generation.0 + 1);
         status.birth = self.birth;
         status.state = SegmentState::Open;
@@ -376,7 +376,7 @@ impl Log {
         }
         if segment.is_sealed() {
             self.sealing.retain(|open| open.id() != op.segment);
-            self.statuses[index(op.segment)].state = SegmentState::Sealed;
+            self.statuses[op.segment.index()].state = SegmentState::Sealed;
             self.statuses_changed = true;
         }
     }
@@ -387,7 +387,7 @@ impl Log {
         let open = self.sealing.drain(..).chain(self.current.take()).chain(self.next.take());
         for segment in open.collect::<Vec<_>>() {
             let id = segment.id();
-            self.statuses[index(id)].state = SegmentState::Lost;
+            self.statuses[id.index()].state = SegmentState::Lost;
             segment.fail(errno);
             (self.on_group)(GroupEvent::Lost { segment: id });
         }
@@ -416,8 +416,4 @@ impl Log {
         let free = self.statuses.iter().filter(|status| status.state == SegmentState::Free);
         self.counters.segments_free.set(u64::try_from(free.count()).expect("usize fits"));
     }
-}
-
-fn index(id: SegmentId) -> usize {
-    usize::try_from(id.0).expect("32 bits fit")
 }

@@ -6,8 +6,8 @@
 use super::{Footer, Scan, ScanError, SegmentFile, Window, footer, read_pages, walk};
 use crate::device::Medium;
 use crate::format::{HeaderBytes, MAGIC, RecordHeader};
-use crate::geometry::{Generation, PAGE_SIZE, RECORDS_START, SegmentId};
-use crate::segment::{HeadPage, SegmentHead};
+use crate::geometry::{Generation, PAGE_SIZE, RECORDS_START, SegmentId, TRAILER_SIZE};
+use crate::segment::{HeadPage, SegmentHead, Trailer};
 use thiserror::Error;
 
 /// What is damaged in a segment, apart from the records that a scan finds.
@@ -94,13 +94,25 @@ pub(crate) fn has_damaged_head(file: &dyn Medium, id: SegmentId, store_id: [u8; 
     })
 }
 
-/// The use of a segment that its first record was written in.
-pub(crate) fn first_generation(segment: &SegmentFile<'_>) -> Option<Generation> {
+/// The last use of a segment that its first record and its trailer tell of: either may be a page of
+/// an earlier one.
+pub(crate) fn last_generation(segment: &SegmentFile<'_>) -> Option<Generation> {
+    first_record_generation(segment).max(trailer_generation(segment))
+}
+
+fn first_record_generation(segment: &SegmentFile<'_>) -> Option<Generation> {
     let region = read_pages(segment.file, RECORDS_START, PAGE_SIZE).ok()?;
     let header = RecordHeader::decode(region.bytes().first_chunk()?).ok()?;
     let SegmentFile { mut head, .. } = *segment;
     head.generation = header.address.generation;
     SegmentFile { head, ..*segment }.owns(&header, RECORDS_START).then_some(head.generation)
+}
+
+fn trailer_generation(segment: &SegmentFile<'_>) -> Option<Generation> {
+    let offset = segment.segment_bytes - TRAILER_SIZE;
+    let region = read_pages(segment.file, offset, TRAILER_SIZE).ok()?;
+    let trailer = Trailer::decode(region.bytes().first_chunk()?, segment.store_id)?;
+    (trailer.id == segment.head.id).then_some(trailer.generation)
 }
 
 /// `offset`, where the page there was a record header of this segment once.

@@ -24,7 +24,7 @@ impl<M: Medium> Opening<M> {
         let birth = self.heads.iter().map(|head| head.birth).max().unwrap_or(0) + 1;
         let store_id = self.store_id();
         let segment_bytes = self.segment_bytes();
-        let index = usize::try_from(segment.0).expect("32 bits fit");
+        let index = segment.index();
         let generation = Generation(self.heads[index].generation.0 + 1);
         let head = SegmentHead { id: segment, generation, birth };
         let file = &self.media[index];
