@@ -6,6 +6,7 @@ use super::tls::Tls;
 use crate::clock::Clock;
 use crate::config::{PeerAddress, PeersConfig};
 use hyper_util::rt::TokioIo;
+use crate::said::said;
 use refrain_index::hash::{KEY_SCHEME, prove};
 use refrain_proto::data::Ticket;
 use refrain_proto::v1::cache_client::CacheClient;
@@ -252,7 +253,7 @@ impl Link {
     /// Leaves it alone for some seconds.
     pub(super) fn rest(&self, why: &LinkError) {
         let mut rest = self.resting();
-        let reason = describe(why);
+        let reason = said(why);
         let is_news = rest.reason != reason || !self.is_over(&rest);
         rest.until = Some(self.common.clock.now() + why.pause());
         if is_news {
@@ -358,17 +359,6 @@ async fn channel(stream: Stream) -> Result<Channel, tonic::transport::Error> {
         .keep_alive_timeout(KEEPALIVE)
         .connect_with_connector(connector)
         .await
-}
-
-/// An error and what is behind it.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(behind) = source {
-        text = format!("{text}: {behind}");
-        source = behind.source();
-    }
-    text
 }
 
 #[expect(clippy::cast_precision_loss, reason = "no more is known of it")]

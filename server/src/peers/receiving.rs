@@ -5,6 +5,7 @@ use super::link::{LinkError, Up};
 use super::remote::Remote;
 use super::stream::Stream;
 use crate::load::{BlockRead, Miss};
+use crate::said::said;
 use refrain_proto::data::{
     Ask, DataError, Hello, PIECE_BYTES, Piece, VERSION, WELCOME_BYTES, Welcome,
 };
@@ -67,7 +68,7 @@ pub(super) async fn receive(
         Ok(Err(Broken::Io(source))) => link.rest(&LinkError::Transfer { source }),
         Ok(Err(Broken::Call(status))) => link.rest(&LinkError::Call { status }),
         Ok(Err(Broken::Data(error))) => link.rest(&LinkError::Lie { what: error.to_string() }),
-        Ok(Err(Broken::Lie(lie))) => link.rest(&LinkError::Lie { what: describe(&lie) }),
+        Ok(Err(Broken::Lie(lie))) => link.rest(&LinkError::Lie { what: said(&lie) }),
         Err(_) => {
             share.arrivals.miss = Miss::Deadline;
             if now.saturating_duration_since(share.last) >= STALL {
@@ -210,11 +211,6 @@ async fn connection(remote: &Remote, up: &Up) -> io::Result<BufReader<Stream>> {
         }
     });
     opened.await?
-}
-
-fn describe(lie: &Lie) -> String {
-    let behind = std::error::Error::source(lie).map(|source| format!(": {source}"));
-    format!("{lie}{}", behind.unwrap_or_default())
 }
 
 fn count(size: usize) -> u64 {
