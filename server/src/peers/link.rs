@@ -1,5 +1,6 @@
 //! The way to one peer: its connection, whether it is left alone, and how fast it was.
 
+use super::remote;
 use super::service;
 use super::stream::Stream;
 use super::tls::Tls;
@@ -291,7 +292,10 @@ impl Link {
     /// Until `bytes` have come, of a peer that needs `expected` to have them in its memory and has
     /// `queued` bytes to send before.
     pub(super) fn expected(&self, bytes: u64, queued: u64, expected: Duration) -> Duration {
-        let sending = float(bytes.saturating_add(queued)) / self.rate().unwrap_or(RATE_USUAL);
+        // What was measured is the rate of one connection.
+        let of_all = |rate: f64| rate * float(remote::shares(bytes));
+        let rate = self.rate().map_or(RATE_USUAL, of_all);
+        let sending = float(bytes.saturating_add(queued)) / rate;
         expected.max(Duration::try_from_secs_f64(sending).unwrap_or(Duration::MAX))
     }
 
@@ -304,7 +308,7 @@ impl Link {
         *known = Some((rate, self.common.clock.now()));
     }
 
-    /// Bytes a second, as measured lately.
+    /// Bytes a second over one connection, as measured lately.
     fn rate(&self) -> Option<f64> {
         let known = *self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new =
@@ -365,3 +369,6 @@ async fn channel(stream: Stream) -> Result<Channel, tonic::transport::Error> {
 fn float(bytes: u64) -> f64 {
     bytes as f64
 }
+
+#[cfg(test)]
+pub(super) mod tests;
