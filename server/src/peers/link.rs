@@ -6,8 +6,8 @@ use super::stream::Stream;
 use super::tls::Tls;
 use crate::clock::Clock;
 use crate::config::{PeerAddress, PeersConfig};
-use hyper_util::rt::TokioIo;
 use crate::said::said;
+use hyper_util::rt::TokioIo;
 use refrain_index::hash::{KEY_SCHEME, prove};
 use refrain_proto::data::Ticket;
 use refrain_proto::v1::cache_client::CacheClient;
@@ -217,16 +217,9 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Up, LinkError> {
-        let Common { tls, config, .. } = &*self.common;
-        let host = self.address.host();
-        let resolve = |source| LinkError::Resolve { host: host.into(), source };
-        let mut found = tokio::net::lookup_host(self.address.as_str()).await.map_err(resolve)?;
-        let address = found.next().ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
-        if !config.may_reach(address.ip()) {
-            return Err(LinkError::PlainText { address: address.ip() });
-        }
-        let stream = Stream::connect(address, host, tls.as_ref()).await;
-        let stream = stream.map_err(|source| LinkError::Connect { source })?;
+        let resolve = |source| LinkError::Resolve { host: self.address.host().into(), source };
+        let found = tokio::net::lookup_host(self.address.as_str()).await.map_err(resolve)?;
+        let (address, stream) = self.open(found).await?;
         let channel = channel(stream).await.map_err(|source| LinkError::Channel { source })?;
         let mut nonce = [0; 32];
         fastrand::fill(&mut nonce);
@@ -249,6 +242,29 @@ impl Link {
             idle: Mutex::default(),
             permits: Semaphore::new(CONNECTIONS),
         })
+    }
+
+    /// The first of its addresses that answers: a name may have one of IPv6, where the peer listens
+    /// on IPv4 alone.
+    async fn open(
+        &self,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) -> Result<(SocketAddr, Stream), LinkError> {
+        let Common { tls, config, .. } = &*self.common;
+        let host = self.address.host();
+        let source = io::ErrorKind::NotFound.into();
+        let mut last = LinkError::Resolve { host: host.into(), source };
+        for address in addresses {
+            if !config.may_reach(address.ip()) {
+                last = LinkError::PlainText { address: address.ip() };
+                continue;
+            }
+            match Stream::connect(address, host, tls.as_ref()).await {
+                Ok(stream) => return Ok((address, stream)),
+                Err(source) => last = LinkError::Connect { source },
+            }
+        }
+        Err(last)
     }
 
     /// Leaves it alone for some seconds.
