@@ -37,31 +37,34 @@ impl Whereabouts {
         Self { common, listed, named: Mutex::default() }
     }
 
-    /// Those to ask for blocks of a prompt from `first` on. Comes by the deadline.
-    pub(super) async fn candidates(
+    /// Those to ask at every lookup.
+    pub(super) fn listed(&self) -> impl Iterator<Item = Candidate> {
+        self.listed.iter().map(|link| Candidate { link: Arc::clone(link), owner: None })
+    }
+
+    /// Those that the directory names for blocks of a prompt from `first` on. Comes by the deadline.
+    pub(super) async fn named(
         &self,
         node: &Node,
         (shard, hashes, first): (u32, &[SequenceHash], usize),
         deadline: Instant,
     ) -> Vec<Candidate> {
-        let listed = self.listed.iter();
-        let listed = listed.map(|link| Candidate { link: Arc::clone(link), owner: None });
-        let mut candidates: Vec<_> = listed.collect();
-        let Some(directory) = directory(node) else { return candidates };
+        let Some(directory) = directory(node) else { return Vec::new() };
         let located = directory.locate(shard, &hashes[first..], deadline).await;
+        let mut candidates = Vec::new();
         for (owner, reach) in furthest(located) {
             // Of an address that nobody could reach, whoever published it is told at its start.
             let Ok(address) = owner.address.parse::<PeerAddress>() else { continue };
             let is_listed = self.listed.iter().any(|link| link.address == address);
             if !is_listed {
-                let link = self.named(&address);
+                let link = self.link(&address);
                 candidates.push(Candidate { link, owner: Some((owner, first + reach)) });
             }
         }
         candidates
     }
 
-    fn named(&self, address: &PeerAddress) -> Arc<Link> {
+    fn link(&self, address: &PeerAddress) -> Arc<Link> {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         let link = named
             .entry(address.clone())
