@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// Between two attempts: the first one after a session ended or failed, and the longest.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Between the beginnings of two attempts, at least; and the longest pause, of those that double.
+pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Of one attempt, which has the memory for saves made, and may take longer than a call.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
@@ -35,6 +35,8 @@ async fn keep_open(config: &ClientConfig, link: &watch::Sender<Link>, now: &Noti
     let (mut generation, mut pause) = (0, PAUSE_MIN);
     loop {
         generation += 1;
+        // A sidecar may take sessions and drop them, too.
+        let apart = tokio::time::sleep(PAUSE_MIN);
         let opening = Connection::open(config, generation);
         let late = Absence::Late { limit: ATTEMPT_LIMIT };
         match tokio::time::timeout(ATTEMPT_LIMIT, opening).await.unwrap_or(Err(late)) {
@@ -44,6 +46,7 @@ async fn keep_open(config: &ClientConfig, link: &watch::Sender<Link>, now: &Noti
                 connection.lost().await;
                 pause = PAUSE_MIN;
                 link.send_replace(Link::Opening);
+                apart.await;
             }
             Err(absence) => {
                 link.send_replace(Link::Absent(Arc::new(absence)));

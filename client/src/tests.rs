@@ -2,6 +2,7 @@
 //! waits and dies when told to: nothing hangs, no lease and no slot is lost, and the next call
 //! finds whoever serves then.
 
+use crate::keeper::PAUSE_MIN;
 use crate::v1::{MissReason, Namespace, Refusal};
 use crate::{
     Absence, Client, ClientConfig, ClientError, KvCache, LayeredLoad, Load, Lookup, Prompt, Ready,
@@ -114,6 +115,19 @@ async fn restarted_sidecar_is_found_and_told_again_what_is_cached() {
     assert!(fresh.release().await.unwrap());
     fake.expect(Seen::Released { lease: 77 }).await;
     assert!(fake.seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn sidecar_that_drops_its_sessions_is_tried_with_pauses() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut fake = Fake::start(&directory.path().join("s"));
+    fake.gates.sessions.send_replace(false);
+    let begun = tokio::time::Instant::now();
+    let _client = Client::new(config(&directory, 1, LONG));
+    for _ in 0..5 {
+        fake.expect(Seen::SessionEnded).await;
+    }
+    assert!(begun.elapsed() >= 4 * PAUSE_MIN, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -3,9 +3,9 @@
 
 use crate::journal::Journal;
 use crate::place::DriveId;
+use crate::said::said;
 use refrain_store::drive::{Drive, DriveStats};
 use std::error::Error;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -115,15 +115,4 @@ impl Missing {
     fn locked(&self) -> MutexGuard<'_, String> {
         self.why.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An error with what it came from, in one line.
-fn said(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        write!(text, ": {error}").expect("text takes any line");
-        source = error.source();
-    }
-    text
 }

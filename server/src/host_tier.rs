@@ -124,6 +124,17 @@ impl HostTier {
         }
     }
 
+    /// Gives up a block's frame; `false` where it is another than `held`, or others hold it too.
+    pub(crate) fn give_up(&mut self, key: BlockKey, held: &Arc<Frame>) -> bool {
+        let is_it = |cached: &Cached| Arc::ptr_eq(&cached.frame, held);
+        // The tier's and the caller's.
+        let gives = self.cached.get(&key).is_some_and(is_it) && Arc::strong_count(held) == 2;
+        if gives {
+            self.remove(key);
+        }
+        gives
+    }
+
     /// Gives up one frame; `false` when all that are left are held by somebody.
     pub(crate) fn evict(&mut self) -> bool {
         // Twice around: the first may only clear marks.

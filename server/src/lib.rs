@@ -38,6 +38,7 @@ pub mod private_file;
 mod reclaim;
 mod recovery;
 mod removal;
+mod said;
 pub mod save;
 pub mod secret;
 mod segments;

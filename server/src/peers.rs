@@ -95,15 +95,21 @@ impl Peers {
         found: &mut Match,
     ) {
         let Some(question) = Question::new(node, registration, found) else { return };
-        let deadline = node.clock.now() + self.lookup_deadline;
+        let now = node.clock.now();
+        let deadline = now + self.lookup_deadline;
         let question = Arc::new(question);
         let mut asking = JoinSet::new();
-        let blocks = &question.blocks;
-        let missing = (blocks.shard, &*blocks.hashes, found.tiers.len());
-        for candidate in self.whereabouts.candidates(node, missing, deadline).await {
+        let mut ask_also = |candidate: Candidate| {
             let (node, question) = (Arc::clone(node), Arc::clone(&question));
             asking.spawn(async move { ask(&node, &candidate, question, deadline).await });
-        }
+        };
+        self.whereabouts.listed().for_each(&mut ask_also);
+        let blocks = &question.blocks;
+        let missing = (blocks.shard, &*blocks.hashes, found.tiers.len());
+        // Whom a slow directory left no time to answer would be thought slow.
+        let located = now + self.lookup_deadline / 2;
+        let named = self.whereabouts.named(node, missing, located).await;
+        named.into_iter().for_each(ask_also);
         let mut best: Option<Remote> = None;
         while let Some(answer) = asking.join_next().await {
             let Ok(Some(remote)) = answer else { continue };

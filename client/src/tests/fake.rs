@@ -48,8 +48,10 @@ pub(crate) struct Fake {
     pub(crate) gates: Arc<Gates>,
 }
 
-/// Calls that wait until a test lets them go on.
+/// Calls that wait until a test lets them go on, and what else it decides.
 pub(crate) struct Gates {
+    /// Whether sessions last, or end as soon as they are there.
+    pub(crate) sessions: watch::Sender<bool>,
     pub(crate) lookups: watch::Sender<bool>,
     pub(crate) commits: watch::Sender<bool>,
     pub(crate) loads: watch::Sender<bool>,
@@ -68,8 +70,8 @@ struct Cache {
 impl Fake {
     pub(crate) fn start(path: &Path) -> Self {
         let (send, seen) = mpsc::unbounded_channel();
-        let [lookups, commits, loads] = std::array::from_fn(|_| watch::Sender::new(true));
-        let gates = Gates { lookups, commits, loads, space: AtomicU64::new(u64::MAX) };
+        let [sessions, lookups, commits, loads] = std::array::from_fn(|_| watch::Sender::new(true));
+        let gates = Gates { sessions, lookups, commits, loads, space: AtomicU64::new(u64::MAX) };
         let gates = Arc::new(gates);
         let cache = Arc::new(Cache {
             seen: send,
@@ -137,8 +139,12 @@ async fn accept_sessions(listener: UnixListener, cache: Arc<Cache>) {
         stream.set_nonblocking(true).unwrap();
         let mut stream = UnixStream::from_std(stream).unwrap();
         let seen = cache.seen.clone();
+        let lasts = *cache.gates.sessions.borrow();
         tokio::spawn(async move {
-            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            if lasts {
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            }
+            drop(stream);
             let _ = seen.send(Seen::SessionEnded);
         });
     }

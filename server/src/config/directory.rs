@@ -1,5 +1,6 @@
 //! The fleet's directory: where it is, how to be let in, and who this node is there.
 
+use super::PeerAddress;
 use crate::private_file::{self, PrivateFileError};
 use refrain_index::directory::{BUCKET_BITS_MAX, NodeId, Settings, Tls, User};
 use rustix::fs::OFlags;
@@ -78,8 +79,12 @@ impl DirectoryConfig {
         if !self.servers.iter().all(|server| is_host_and_port(server)) {
             return Err(("servers", "write each as HOST:PORT"));
         }
-        if !is_host_and_port(&self.address) {
-            return Err(("address", "write HOST:PORT, as peers reach this node"));
+        // What other nodes cannot read as a peer's, they leave out without a word.
+        if !is_host_and_port(&self.address) || self.address.parse::<PeerAddress>().is_err() {
+            return Err((
+                "address",
+                "write HOST:PORT, as peers reach this node, an IPv6 in brackets",
+            ));
         }
         if self.bucket_bits > BUCKET_BITS_MAX {
             return Err(("bucket_bits", "at most 18"));
@@ -160,6 +165,8 @@ mod tests {
         assert_eq!(refused(|config| config.servers.push(":6379".into())), Err("servers"));
         assert_eq!(refused(|config| config.address = "here:0".into()), Err("address"));
         assert_eq!(refused(|config| config.address = "a b:1".into()), Err("address"));
+        assert_eq!(refused(|config| config.address = "fd00::7:9470".into()), Err("address"));
+        assert_eq!(refused(|config| config.address = "[fd00::7]:9470".into()), Ok(()));
         assert_eq!(refused(|config| config.bucket_bits = 19), Err("bucket_bits"));
         assert_eq!(refused(|config| config.tls_key = Some("key.pem".into())), Err("tls_ca"));
     }

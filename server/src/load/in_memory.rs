@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// only to be read again.
 pub(super) struct InMemory {
     frames: Vec<(BlockKey, Option<Arc<Frame>>)>,
-    /// Nothing is held from here on.
+    /// From here on, only what others hold too.
     end: usize,
 }
 
@@ -34,9 +34,10 @@ impl InMemory {
         while self.end > block + 1 {
             self.end -= 1;
             let (key, frame) = &mut self.frames[self.end];
-            // Ours and the tier's.
-            if frame.take().is_some_and(|frame| Arc::strong_count(&frame) == 2) {
-                host.remove(*key);
+            // What others hold stays: that frees nothing, and of a block that is on no drive here, a
+            // lease may hold all there is.
+            if frame.as_ref().is_some_and(|frame| host.give_up(*key, frame)) {
+                *frame = None;
                 return true;
             }
         }
@@ -72,7 +73,22 @@ mod tests {
         assert!(held.give_up(1, &mut host) && host.contains(key(4)) && !host.contains(key(3)));
         assert!(held.take(2).is_some());
         assert!(!held.give_up(2, &mut host));
+        assert!(held.take(4).is_some(), "what is there is not read again");
         assert_eq!(arena.allocated_bytes(), 2 * 4096);
         drop(leased);
+    }
+
+    #[test]
+    fn what_a_lease_alone_holds_does_not_make_way() {
+        let arena = Arena::new(Mapping::create("test", 1 << 20).unwrap());
+        let frame = || Arc::new(arena.allocate(4096).unwrap());
+        // As of a namespace that was dropped since: the tier has none of them, and 2 came anew.
+        let leased: Vec<_> = (0..3).map(|_| frame()).collect();
+        let mut host = HostTier::default();
+        host.insert(key(2), frame());
+        let wanted = (0..).zip(&leased).map(|(name, leased)| (key(name), Some(Arc::clone(leased))));
+        let mut held = InMemory::hold(wanted, &mut host);
+        assert!(!held.give_up(0, &mut host) && host.contains(key(2)));
+        assert!((0..3).all(|block| held.take(block).is_some()));
     }
 }

@@ -143,13 +143,13 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
 impl Sessions {
     /// Takes a peer in: from now on it may be offered blocks.
     pub(super) fn meet(&self, session: &Arc<Session>) {
-        let before = self.by_ticket().insert(session.ticket, Arc::clone(session));
-        if before.is_none() {
-            self.node.begin_link(session.id);
-        }
+        let mut by_ticket = self.by_ticket();
         // It may have gone before it was taken in.
         if *session.closed.borrow() {
-            self.end(session);
+            return;
+        }
+        if by_ticket.insert(session.ticket, Arc::clone(session)).is_none() {
+            self.node.begin_link(session.id);
         }
     }
 
@@ -158,8 +158,9 @@ impl Sessions {
     }
 
     fn end(&self, session: &Session) {
+        let mut by_ticket = self.by_ticket();
         session.closed.send_replace(true);
-        if self.by_ticket().remove(&session.ticket).is_some() {
+        if by_ticket.remove(&session.ticket).is_some() {
             self.node.end_link(session.id);
         }
     }

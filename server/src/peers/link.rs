@@ -1,10 +1,12 @@
 //! The way to one peer: its connection, whether it is left alone, and how fast it was.
 
+use super::remote;
 use super::service;
 use super::stream::Stream;
 use super::tls::Tls;
 use crate::clock::Clock;
 use crate::config::{PeerAddress, PeersConfig};
+use crate::said::said;
 use hyper_util::rt::TokioIo;
 use refrain_index::hash::{KEY_SCHEME, prove};
 use refrain_proto::data::Ticket;
@@ -215,16 +217,9 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Up, LinkError> {
-        let Common { tls, config, .. } = &*self.common;
-        let host = self.address.host();
-        let resolve = |source| LinkError::Resolve { host: host.into(), source };
-        let mut found = tokio::net::lookup_host(self.address.as_str()).await.map_err(resolve)?;
-        let address = found.next().ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
-        if !config.may_reach(address.ip()) {
-            return Err(LinkError::PlainText { address: address.ip() });
-        }
-        let stream = Stream::connect(address, host, tls.as_ref()).await;
-        let stream = stream.map_err(|source| LinkError::Connect { source })?;
+        let resolve = |source| LinkError::Resolve { host: self.address.host().into(), source };
+        let found = tokio::net::lookup_host(self.address.as_str()).await.map_err(resolve)?;
+        let (address, stream) = self.open(found).await?;
         let channel = channel(stream).await.map_err(|source| LinkError::Channel { source })?;
         let mut nonce = [0; 32];
         fastrand::fill(&mut nonce);
@@ -249,10 +244,33 @@ impl Link {
         })
     }
 
+    /// The first of its addresses that answers: a name may have one of IPv6, where the peer listens
+    /// on IPv4 alone.
+    async fn open(
+        &self,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) -> Result<(SocketAddr, Stream), LinkError> {
+        let Common { tls, config, .. } = &*self.common;
+        let host = self.address.host();
+        let source = io::ErrorKind::NotFound.into();
+        let mut last = LinkError::Resolve { host: host.into(), source };
+        for address in addresses {
+            if !config.may_reach(address.ip()) {
+                last = LinkError::PlainText { address: address.ip() };
+                continue;
+            }
+            match Stream::connect(address, host, tls.as_ref()).await {
+                Ok(stream) => return Ok((address, stream)),
+                Err(source) => last = LinkError::Connect { source },
+            }
+        }
+        Err(last)
+    }
+
     /// Leaves it alone for some seconds.
     pub(super) fn rest(&self, why: &LinkError) {
         let mut rest = self.resting();
-        let reason = describe(why);
+        let reason = said(why);
         let is_news = rest.reason != reason || !self.is_over(&rest);
         rest.until = Some(self.common.clock.now() + why.pause());
         if is_news {
@@ -290,7 +308,10 @@ impl Link {
     /// Until `bytes` have come, of a peer that needs `expected` to have them in its memory and has
     /// `queued` bytes to send before.
     pub(super) fn expected(&self, bytes: u64, queued: u64, expected: Duration) -> Duration {
-        let sending = float(bytes.saturating_add(queued)) / self.rate().unwrap_or(RATE_USUAL);
+        // What was measured is the rate of one connection.
+        let of_all = |rate: f64| rate * float(remote::shares(bytes));
+        let rate = self.rate().map_or(RATE_USUAL, of_all);
+        let sending = float(bytes.saturating_add(queued)) / rate;
         expected.max(Duration::try_from_secs_f64(sending).unwrap_or(Duration::MAX))
     }
 
@@ -303,7 +324,7 @@ impl Link {
         *known = Some((rate, self.common.clock.now()));
     }
 
-    /// Bytes a second, as measured lately.
+    /// Bytes a second over one connection, as measured lately.
     fn rate(&self) -> Option<f64> {
         let known = *self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new =
@@ -360,18 +381,10 @@ async fn channel(stream: Stream) -> Result<Channel, tonic::transport::Error> {
         .await
 }
 
-/// An error and what is behind it.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(behind) = source {
-        text = format!("{text}: {behind}");
-        source = behind.source();
-    }
-    text
-}
-
 #[expect(clippy::cast_precision_loss, reason = "no more is known of it")]
 fn float(bytes: u64) -> f64 {
     bytes as f64
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -5,6 +5,7 @@ use super::link::{LinkError, Up};
 use super::remote::Remote;
 use super::stream::Stream;
 use crate::load::{BlockRead, Miss};
+use crate::said::said;
 use refrain_proto::data::{
     Ask, DataError, Hello, PIECE_BYTES, Piece, VERSION, WELCOME_BYTES, Welcome,
 };
@@ -54,7 +55,7 @@ pub(super) async fn receive(
     let mut share = Share {
         arrivals: Arrivals::new(Arc::clone(&remote.asked), first, reads),
         received: 0,
-        last: remote.link.common.clock.now(),
+        last: None,
         begun: None,
         remote: Arc::clone(&remote),
         deadline,
@@ -67,10 +68,11 @@ pub(super) async fn receive(
         Ok(Err(Broken::Io(source))) => link.rest(&LinkError::Transfer { source }),
         Ok(Err(Broken::Call(status))) => link.rest(&LinkError::Call { status }),
         Ok(Err(Broken::Data(error))) => link.rest(&LinkError::Lie { what: error.to_string() }),
-        Ok(Err(Broken::Lie(lie))) => link.rest(&LinkError::Lie { what: describe(&lie) }),
+        Ok(Err(Broken::Lie(lie))) => link.rest(&LinkError::Lie { what: said(&lie) }),
         Err(_) => {
             share.arrivals.miss = Miss::Deadline;
-            if now.saturating_duration_since(share.last) >= STALL {
+            // One that was not asked yet, as other loads have all connections, is not to blame.
+            if share.last.is_some_and(|last| now.saturating_duration_since(last) >= STALL) {
                 link.rest(&LinkError::Late);
             }
         }
@@ -88,10 +90,10 @@ struct Share {
     remote: Arc<Remote>,
     arrivals: Arrivals,
     deadline: Instant,
-    /// Bytes, since when, and when the last ones.
+    /// Bytes, since when, and when the last ones, or the turn to ask for them.
     received: u64,
     begun: Option<Instant>,
-    last: Instant,
+    last: Option<Instant>,
 }
 
 impl Share {
@@ -99,6 +101,7 @@ impl Share {
         let up = Arc::clone(&self.remote.up);
         // They are never closed.
         let _permit = up.permits.acquire().await;
+        self.last = Some(self.remote.link.common.clock.now());
         match connection(&self.remote, &up).await {
             Ok(mut stream) => {
                 stream.write_all(&self.ask().encode()).await?;
@@ -152,8 +155,9 @@ impl Share {
             let mut piece = [0; PIECE_BYTES];
             from.read_exact(&mut piece).await?;
             let piece = Piece::decode(&piece)?;
-            self.last = self.remote.link.common.clock.now();
-            self.begun.get_or_insert(self.last);
+            let now = self.remote.link.common.clock.now();
+            self.last = Some(now);
+            self.begun.get_or_insert(now);
             match self.arrivals.next(piece)? {
                 Next::Fill(region) => {
                     self.fill(from, &region).await?;
@@ -185,7 +189,7 @@ impl Share {
             }
             at += read;
             self.received += count(read);
-            self.last = self.remote.link.common.clock.now();
+            self.last = Some(self.remote.link.common.clock.now());
         }
         Ok(())
     }
@@ -210,11 +214,6 @@ async fn connection(remote: &Remote, up: &Up) -> io::Result<BufReader<Stream>> {
         }
     });
     opened.await?
-}
-
-fn describe(lie: &Lie) -> String {
-    let behind = std::error::Error::source(lie).map(|source| format!(": {source}"));
-    format!("{lie}{}", behind.unwrap_or_default())
 }
 
 fn count(size: usize) -> u64 {

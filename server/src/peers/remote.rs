@@ -8,7 +8,7 @@ use refrain_proto::v1;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Data connections that one load is spread over.
+/// Of data connections for one load, at most.
 const SHARES: u64 = 4;
 /// Less than this is not worth another connection.
 const SHARE_BYTES: u64 = 8 << 20;
@@ -36,8 +36,7 @@ impl Remote {
         let stored = self.asked.layout.stored_length();
         for run in wanted.chunk_by(|(left, _), (right, _)| left + 1 == *right) {
             let bytes = stored * u64::try_from(run.len()).expect("usize fits");
-            let shares = bytes.div_ceil(SHARE_BYTES).clamp(1, SHARES);
-            let each = run.len().div_ceil(usize::try_from(shares).expect("it is small"));
+            let each = run.len().div_ceil(usize::try_from(shares(bytes)).expect("it is small"));
             for share in run.chunks(each) {
                 let reads = share.iter().map(|(_, read)| Arc::clone(read)).collect();
                 let (remote, first) = (Arc::clone(self), share[0].0);
@@ -57,6 +56,11 @@ impl Remote {
             let _ = tokio::time::timeout(CALL_LIMIT, renewed).await;
         });
     }
+}
+
+/// Data connections that a load of so many bytes is spread over.
+pub(super) fn shares(bytes: u64) -> u64 {
+    bytes.div_ceil(SHARE_BYTES).clamp(1, SHARES)
 }
 
 impl Drop for Remote {

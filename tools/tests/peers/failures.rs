@@ -216,4 +216,5 @@ async fn a_slow_peer_is_expected_to_be_slow() {
     // Four connections share the load, each as slow as that.
     let least = Duration::from_micros(bytes * 1_000_000 / rate / 4 / 2);
     assert!(slow > least && slow > 2 * fast, "{slow:?}, before {fast:?}, at least {least:?}");
+    assert!(slow < 8 * least, "{slow:?}: it is not as one connection alone would take");
 }
