@@ -1,5 +1,5 @@
-"""A worker's saves of one request, one behind the other: time that one waits is not given to it
-again."""
+"""A worker's saves of one request, one behind the other: they have one deadline, and are saved
+under the name that they had when they were ordered, or not at all."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def caches():
 
 @pytest.fixture
 def worker(sidecar, caches):
-    """Of the only rank; saves are kept for a second."""
-    settings = Settings.read({"address": sidecar.address, "save_deadline_ms": 1000})
+    """Of the only rank; saves are kept for three seconds."""
+    settings = Settings.read({"address": sidecar.address, "save_deadline_ms": 3000})
     worker = Worker(settings, BLOCKS, 0, True)
     worker.takes(caches, {})
     worker.begin_loads(Orders(identity(worker)))
@@ -68,3 +68,15 @@ def test_saves_that_wait_for_one_that_hangs_end_with_it(worker, sidecar):
     sidecar.signal(signal.SIGSTOP)
     worker.begin_saves(Orders(saves=[save(block) for block in range(1, 5)]))
     assert reported(worker) == {1, 2, 3, 4}
+
+
+def test_saves_that_wait_when_the_names_change_are_not_saved_under_the_new_ones(worker, sidecar):
+    worker.begin_saves(Orders(saves=[save(0)]))
+    assert reported(worker) == {0}
+    sidecar.signal(signal.SIGSTOP)
+    worker.begin_saves(Orders(saves=[save(1), save(2)]))
+    worker.begin_loads(Orders(identity(worker, salt=b"after a reset")))
+    # The first of them is under way still.
+    assert reported(worker) == {2}
+    sidecar.signal(signal.SIGCONT)
+    assert reported(worker) == {1}

@@ -97,6 +97,7 @@ class Worker:
         assert (known.layers, known.layer_bytes) == (identity.layers, identity.layer_bytes)
         if self._registration is not None:
             self._registration.close()
+        self._drop_saves()
         self._identity = identity
         self._registration = self._client.register(
             identity.namespace(), shard=self._shard, check=False
@@ -200,6 +201,12 @@ class Worker:
         self.stats.add("errors")
         if error.code != "cancelled":
             logger.warning_once("Refrain cannot %s: %s", what, str(error))
+
+    def _drop_saves(self) -> None:
+        """Those not begun: what their blocks hold has another name by now."""
+        for queue in self._saving.values():
+            while queue and queue[-1][-1] is None:
+                self._over[queue.pop()[0].number] += 1
 
     def _cancel(self) -> None:
         """Ends all that reads or writes the engine's memory."""
