@@ -119,6 +119,23 @@ def test_a_block_is_told_when_all_of_its_shards_are_there(client, sidecar, publi
     listening.follow(told(names(1, 1)))
 
 
+def test_a_name_is_told_once_for_all_namespaces_that_have_it(client, sidecar, publish, router):
+    salted = [Worker(client, salt=salt) for salt in (b"before", b"after")]
+    listening = router(publish())
+    for worker in salted:
+        worker.save(names(1, 2))
+    # The last block of the first.
+    evict(sidecar, sidecar.blocks()[1])
+    salted[1].save(names(2, 1), separate=True)
+    listening.follow(told(names(1, 2) + names(2, 1)))
+    assert all(isinstance(event, BlockStored) for event in listening.events)
+    stored = [name for event in listening.events for name in event.block_hashes]
+    assert len(stored) == len(set(stored))
+    # The last block of the second, and of its name.
+    evict(sidecar, sidecar.blocks()[2])
+    listening.follow(told(names(1, 1) + names(2, 1)))
+
+
 def test_blocks_of_tokens_and_of_other_models_are_not_told(client, publish, router):
     worker, other = Worker(client), Worker(client, model="other")
     with client.register(namespace(model="tokens"), shard=0).lookup(prompt(1, 1)):
