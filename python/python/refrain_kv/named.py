@@ -53,7 +53,7 @@ class NamedBlocks:
         end = time.monotonic() + self._deadline
         done = 0
         while done < len(names):
-            step, is_more = self._load(names[done:], pages[done:], end - time.monotonic())
+            step, is_more = self._load(names[done:], pages[done:], end)
             done += step
             if not step or not is_more:
                 break
@@ -64,7 +64,7 @@ class NamedBlocks:
         The pages must keep their bytes meanwhile."""
         end = time.monotonic() + self._deadline
         while True:
-            kept, is_busy = self._save(names, pages, end - time.monotonic())
+            kept, is_busy = self._save(names, pages, end)
             if not is_busy or time.monotonic() + BUSY_INTERVAL > end:
                 return kept
             # Nothing tells when a drive has caught up.
@@ -73,8 +73,8 @@ class NamedBlocks:
     def close(self) -> None:
         self._registration.close()
 
-    def _load(self, names: Sequence[bytes], pages: Sequence[int], left: float) -> tuple[int, bool]:
-        lookup = self._lookup(names, left)
+    def _load(self, names: Sequence[bytes], pages: Sequence[int], end: float) -> tuple[int, bool]:
+        lookup = self._lookup(names, end - time.monotonic())
         if lookup is None:
             return 0, False
         with lookup:
@@ -82,9 +82,8 @@ class NamedBlocks:
             if not matched:
                 return 0, False
             try:
-                with lookup.load_into(
-                    self._cache, pages[:matched], deadline=max(left, 0.001)
-                ) as load:
+                left = max(end - time.monotonic(), 0.001)
+                with lookup.load_into(self._cache, pages[:matched], deadline=left) as load:
                     loaded = load.finish()
                 held = lookup.release()
             except RefrainError as error:
@@ -95,15 +94,18 @@ class NamedBlocks:
             return blocks, held and loaded.reason in ("none", "no_memory")
 
     def _save(
-        self, names: Sequence[bytes], pages: Sequence[int], left: float
+        self, names: Sequence[bytes], pages: Sequence[int], end: float
     ) -> tuple[list[bool], bool]:
-        lookup = self._lookup(names, left)
+        lookup = self._lookup(names, end - time.monotonic())
         if lookup is None:
             return [False] * len(names), False
         with lookup:
             kept = _resident(lookup, len(names))
             try:
-                saved = lookup.save_from(self._cache, pages, first=0)
+                with lookup.begin_save_from(self._cache, pages, first=0) as saving:
+                    saved = saving.result(max(end - time.monotonic(), 0))
+            except TimeoutError:
+                return kept, False
             except RefrainError as error:
                 self._say(error)
                 return kept, False
