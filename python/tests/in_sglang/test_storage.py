@@ -68,6 +68,18 @@ def test_pages_in_tensors_come_back_too(attach, make):
     assert storage.get(hashes(2, 1)[0], pool.get_dummy_flat_data_page()) is None
 
 
+def test_a_target_that_cannot_be_written_through_is_a_miss(attach):
+    storage, pool = attach(interface_v1=0)
+    fill(pool, 1)
+    keys, there = hashes(1, 3), pool.get_data_page(0)
+    assert storage.batch_set(keys, [there] * 3)
+    scattered = torch.zeros(*there.shape[:-1], 2 * there.shape[-1], dtype=there.dtype)[..., ::2]
+    whole, short = torch.zeros_like(there), torch.zeros(3, dtype=there.dtype)
+    assert storage.batch_get(keys, [scattered, whole, short]) == [None, whole, None]
+    assert torch.equal(whole.view(torch.uint8), there.contiguous().view(torch.uint8))
+    assert not scattered.any()
+
+
 def test_what_is_saved_in_pieces_and_out_of_order_is_found_by_its_names(attach):
     storage, pool = attach()
     fill(pool, 1)

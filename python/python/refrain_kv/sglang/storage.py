@@ -219,7 +219,8 @@ class Flat:
                 target = targets[index] if targets else None
                 if target is None:
                     got[index] = row.clone()
-                elif _bytes(target).numel() == self._staging.page_bytes:
+                elif target.is_contiguous() and _bytes(target).numel() == row.numel():
+                    # The bytes of any other tensor would be a copy's.
                     _bytes(target).copy_(row)
                     got[index] = target
             return got
