@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -39,11 +38,10 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from .. import AttentionGroup, Client, KvCache, Namespace, Plane
 from ..named import NamedBlocks
+from . import shim
 
 log = logging.getLogger("refrain_kv")
 
-#: Minors of vLLM whose tiers are driven alike; each is tried by the tests.
-MINORS = ((0, 31), (0, 32), (0, 33))
 #: Jobs at once; each waits for the sidecar most of its time.
 LOADS, STORES = 4, 2
 #: Stores that wait for one of these: their rows cannot be used meanwhile, so that more are given
@@ -51,15 +49,8 @@ LOADS, STORES = 4, 2
 STORES_QUEUED = 64
 
 
-def check(version: str) -> None:
-    """Raises where it is not known how tiers are driven."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) not in MINORS:
-        first, last = (".".join(map(str, minor)) for minor in (MINORS[0], MINORS[-1]))
-        raise ImportError(f"refrain_kv.vllm.tier is for vllm {first} to {last}, not {version}")
-
-
-check(vllm.__version__)
+# All of them drive tiers alike.
+shim.minor(vllm.__version__)
 
 
 class UnknownFieldError(ValueError):
