@@ -71,8 +71,7 @@ class RefrainStorage(HiCacheStorage):
             self._add(host_pool_name, host_pool)
 
     def _add(self, name: str, pool: Any) -> None:
-        pages = PoolPages(pool, int(pool.page_num), device=None)
-        self._kept.add(name, pool, pages, self._block_tokens())
+        self._kept.add(name, pool, PoolPages(pool), self._block_tokens())
 
     def _blocks(self, pool: Any, page_bytes: int, cache: KvCache) -> NamedBlocks:
         return self._kept.blocks(PoolName.KV, pool, page_bytes, "flat", cache, self._block_tokens())
