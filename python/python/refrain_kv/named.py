@@ -6,12 +6,15 @@ sidecar: what is not found, not loaded or not saved in time is a miss. A block i
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Sequence
+from typing import Literal
 
-from . import Client, KvCache, Lookup, Namespace, RefrainError
+from . import AttentionGroup, Client, KvCache, Lookup, Namespace, RefrainError
 
 log = logging.getLogger("refrain_kv")
 
@@ -19,6 +22,44 @@ log = logging.getLogger("refrain_kv")
 PAUSE = 1.0
 #: While the drives are behind, how often a save is tried again.
 BUSY_INTERVAL = 0.01
+
+
+def of_pages(
+    *,
+    tenant: str,
+    model: str,
+    weights: str,
+    digest: object,
+    kv_dtype: str,
+    block_tokens: int,
+    page_bytes: int,
+    layout: Literal["key_value", "latent"],
+    parallel: tuple[int, int, int],
+    salt: bytes,
+) -> Namespace:
+    """The namespace of blocks that are a page each. `digest`, as JSON has it, is whatever else
+    must be equal; `parallel` is tensor-, pipeline- and context-parallel."""
+    tensor, pipeline, context = parallel
+    text = json.dumps(digest, sort_keys=True, default=str)
+    return Namespace(
+        tenant=tenant,
+        model=model,
+        weights=weights,
+        config_digest=hashlib.sha256(text.encode()).digest(),
+        kv_dtype=kv_dtype,
+        block_tokens=block_tokens,
+        # A page is read whole, so that it is one layer to the sidecar.
+        layers=1,
+        layer_bytes=page_bytes,
+        layout=layout,
+        groups=[AttentionGroup.full(1)],
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        context_parallel=context,
+        # Adapter and salt of a request are in the engine's names.
+        adapter_digest=b"",
+        salt=salt,
+    )
 
 
 class NamedBlocks:

@@ -11,8 +11,6 @@ what is stored too: this tier tells neither by itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import queue
 import threading
@@ -36,8 +34,8 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.async_lookup import AsyncLookupManager
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
-from .. import AttentionGroup, Client, KvCache, Namespace, Plane
-from ..named import NamedBlocks
+from .. import Client, KvCache, Namespace, Plane
+from ..named import NamedBlocks, of_pages
 from . import shim
 
 log = logging.getLogger("refrain_kv")
@@ -288,23 +286,16 @@ def _namespace(
             for name in ("kv_cache_layout", "canonical_layout", "replicated_layout")
         ],
     }
-    return Namespace(
+    return of_pages(
         tenant=tenant,
         model=described.model.name,
         weights=str(weights),
-        config_digest=hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).digest(),
+        digest=digest,
         kv_dtype=described.model.dtype,
         block_tokens=group.tokens_per_block * described.cache.blocks_per_chunk,
-        # A row is read whole, so that it is one layer to the sidecar.
-        layers=1,
-        layer_bytes=row_bytes,
+        page_bytes=row_bytes,
         layout="key_value",
-        groups=[AttentionGroup.full(1)],
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        context_parallel=1,
-        # Adapter and salt of a request are in the block hash.
-        adapter_digest=b"",
+        parallel=(1, 1, 1),
         salt=salt.encode(),
     )
 
