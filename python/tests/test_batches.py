@@ -3,9 +3,12 @@ known which did not."""
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import refrain_kv as kv
+import refrain_kv.named
 from conftest import PATIENCE, content, namespace
 from named import names
 from refrain_kv.named import NamedBlocks
@@ -56,3 +59,44 @@ def test_no_block_and_no_sidecar_are_no_error(client, sidecar):
     sidecar.kill()
     assert rows.blocks.find(names(1, 2)) == rows.blocks.save(names(1, 2), [0, 1]) == [False] * 2
     assert rows.blocks.load(names(1, 2), [0, 1]) == 0
+
+
+class Slow:
+    """A registration whose look-ups take nearly all of the time, and what comes of them."""
+
+    def __init__(self, it, clock: list[float], waits: list[float]) -> None:
+        self._it, self._clock, self._waits = it, clock, waits
+
+    def __getattr__(self, name: str):
+        return getattr(self._it, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._it.__exit__(*error)
+
+    def lookup_hashes(self, *given, **more):
+        self._clock[0] += PATIENCE - 10
+        return Slow(self._it.lookup_hashes(*given, **more), self._clock, self._waits)
+
+    def load_into(self, *given, deadline: float):
+        self._waits.append(deadline)
+        return self._it.load_into(*given, deadline=deadline)
+
+    def begin_save_from(self, *given, **more):
+        return Slow(self._it.begin_save_from(*given, **more), self._clock, self._waits)
+
+    def result(self, timeout: float):
+        self._waits.append(timeout)
+        return self._it.result(timeout)
+
+
+def test_what_a_look_up_took_is_not_waited_for_again(client, monkeypatch):
+    rows, clock, waits = Rows(client, 2), [0.0], []
+    rows.blocks._registration = Slow(rows.blocks._registration, clock, waits)
+    still = types.SimpleNamespace(monotonic=lambda: clock[0])
+    monkeypatch.setattr(refrain_kv.named, "time", still)
+    assert rows.blocks.save(names(1, 2), [0, 1]) == [True] * 2
+    assert rows.blocks.load(names(1, 2), [0, 1]) == 2
+    assert waits == [10, 10]

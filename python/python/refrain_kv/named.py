@@ -6,12 +6,15 @@ sidecar: what is not found, not loaded or not saved in time is a miss. A block i
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Sequence
+from typing import Literal
 
-from . import Client, KvCache, Lookup, Namespace, RefrainError
+from . import AttentionGroup, Client, KvCache, Lookup, Namespace, RefrainError
 
 log = logging.getLogger("refrain_kv")
 
@@ -19,6 +22,44 @@ log = logging.getLogger("refrain_kv")
 PAUSE = 1.0
 #: While the drives are behind, how often a save is tried again.
 BUSY_INTERVAL = 0.01
+
+
+def of_pages(
+    *,
+    tenant: str,
+    model: str,
+    weights: str,
+    digest: object,
+    kv_dtype: str,
+    block_tokens: int,
+    page_bytes: int,
+    layout: Literal["key_value", "latent"],
+    parallel: tuple[int, int, int],
+    salt: bytes,
+) -> Namespace:
+    """The namespace of blocks that are a page each. `digest`, as JSON has it, is whatever else
+    must be equal; `parallel` is tensor-, pipeline- and context-parallel."""
+    tensor, pipeline, context = parallel
+    text = json.dumps(digest, sort_keys=True, default=str)
+    return Namespace(
+        tenant=tenant,
+        model=model,
+        weights=weights,
+        config_digest=hashlib.sha256(text.encode()).digest(),
+        kv_dtype=kv_dtype,
+        block_tokens=block_tokens,
+        # A page is read whole, so that it is one layer to the sidecar.
+        layers=1,
+        layer_bytes=page_bytes,
+        layout=layout,
+        groups=[AttentionGroup.full(1)],
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        context_parallel=context,
+        # Adapter and salt of a request are in the engine's names.
+        adapter_digest=b"",
+        salt=salt,
+    )
 
 
 class NamedBlocks:
@@ -53,7 +94,7 @@ class NamedBlocks:
         end = time.monotonic() + self._deadline
         done = 0
         while done < len(names):
-            step, is_more = self._load(names[done:], pages[done:], end - time.monotonic())
+            step, is_more = self._load(names[done:], pages[done:], end)
             done += step
             if not step or not is_more:
                 break
@@ -64,7 +105,7 @@ class NamedBlocks:
         The pages must keep their bytes meanwhile."""
         end = time.monotonic() + self._deadline
         while True:
-            kept, is_busy = self._save(names, pages, end - time.monotonic())
+            kept, is_busy = self._save(names, pages, end)
             if not is_busy or time.monotonic() + BUSY_INTERVAL > end:
                 return kept
             # Nothing tells when a drive has caught up.
@@ -73,8 +114,8 @@ class NamedBlocks:
     def close(self) -> None:
         self._registration.close()
 
-    def _load(self, names: Sequence[bytes], pages: Sequence[int], left: float) -> tuple[int, bool]:
-        lookup = self._lookup(names, left)
+    def _load(self, names: Sequence[bytes], pages: Sequence[int], end: float) -> tuple[int, bool]:
+        lookup = self._lookup(names, end - time.monotonic())
         if lookup is None:
             return 0, False
         with lookup:
@@ -82,9 +123,8 @@ class NamedBlocks:
             if not matched:
                 return 0, False
             try:
-                with lookup.load_into(
-                    self._cache, pages[:matched], deadline=max(left, 0.001)
-                ) as load:
+                left = max(end - time.monotonic(), 0.001)
+                with lookup.load_into(self._cache, pages[:matched], deadline=left) as load:
                     loaded = load.finish()
                 held = lookup.release()
             except RefrainError as error:
@@ -95,15 +135,18 @@ class NamedBlocks:
             return blocks, held and loaded.reason in ("none", "no_memory")
 
     def _save(
-        self, names: Sequence[bytes], pages: Sequence[int], left: float
+        self, names: Sequence[bytes], pages: Sequence[int], end: float
     ) -> tuple[list[bool], bool]:
-        lookup = self._lookup(names, left)
+        lookup = self._lookup(names, end - time.monotonic())
         if lookup is None:
             return [False] * len(names), False
         with lookup:
             kept = _resident(lookup, len(names))
             try:
-                saved = lookup.save_from(self._cache, pages, first=0)
+                with lookup.begin_save_from(self._cache, pages, first=0) as saving:
+                    saved = saving.result(max(end - time.monotonic(), 0))
+            except TimeoutError:
+                return kept, False
             except RefrainError as error:
                 self._say(error)
                 return kept, False

@@ -17,16 +17,7 @@ FIELDS = {"weights": "seed 1", "config": "tiny"}
 
 
 def mha(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MHATokenToKVPoolHost:
-    device = MHATokenToKVPool(
-        size=TOKENS,
-        page_size=PAGE,
-        dtype=dtype,
-        head_num=2,
-        head_dim=32,
-        layer_num=LAYERS,
-        device="cpu",
-        enable_memory_saver=False,
-    )
+    device = _device(MHATokenToKVPool, dtype, head_num=2, head_dim=32)
     return _beside(
         device,
         MHATokenToKVPoolHost(
@@ -36,16 +27,7 @@ def mha(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MHAT
 
 
 def mla(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MLATokenToKVPoolHost:
-    device = MLATokenToKVPool(
-        size=TOKENS,
-        page_size=PAGE,
-        dtype=dtype,
-        kv_lora_rank=64,
-        qk_rope_head_dim=16,
-        layer_num=LAYERS,
-        device="cpu",
-        enable_memory_saver=False,
-    )
+    device = _device(MLATokenToKVPool, dtype, kv_lora_rank=64, qk_rope_head_dim=16)
     return _beside(
         device,
         MLATokenToKVPoolHost(
@@ -57,6 +39,18 @@ def mla(layout: str = "page_first", dtype: torch.dtype = torch.bfloat16) -> MLAT
             target_layer_num=LAYERS,
             **_host(),
         ),
+    )
+
+
+def _device(kind, dtype: torch.dtype, **shape: int):
+    return kind(
+        size=TOKENS,
+        page_size=PAGE,
+        dtype=dtype,
+        layer_num=LAYERS,
+        device="cpu",
+        enable_memory_saver=False,
+        **shape,
     )
 
 

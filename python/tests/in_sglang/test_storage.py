@@ -4,9 +4,14 @@ there is a miss."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from conftest import PATIENCE
 from pools import PAGE, config, fill, hashes, mha, mla, page, slots
+from refrain_kv.named import NamedBlocks
 from refrain_kv.sglang import RefrainStorage
 from refrain_kv.sglang.identity import UnknownFieldError
 from sglang.srt.mem_cache.hicache_storage import (
@@ -66,6 +71,45 @@ def test_pages_in_tensors_come_back_too(attach, make):
     for number, target in zip(numbers, targets):
         assert target.view(torch.uint8).numpy().tobytes() == page(pool, number)
     assert storage.get(hashes(2, 1)[0], pool.get_dummy_flat_data_page()) is None
+
+
+def test_a_target_that_cannot_be_written_through_is_a_miss(attach):
+    storage, pool = attach(interface_v1=0)
+    fill(pool, 1)
+    keys, there = hashes(1, 3), pool.get_data_page(0)
+    assert storage.batch_set(keys, [there] * 3)
+    scattered = torch.zeros(*there.shape[:-1], 2 * there.shape[-1], dtype=there.dtype)[..., ::2]
+    whole, short = torch.zeros_like(there), torch.zeros(3, dtype=there.dtype)
+    assert storage.batch_get(keys, [scattered, whole, short]) == [None, whole, None]
+    assert torch.equal(whole.view(torch.uint8), there.contiguous().view(torch.uint8))
+    assert not scattered.any()
+
+
+def test_a_load_does_not_wait_for_a_save(attach, monkeypatch):
+    storage, pool = attach(interface_v1=0)
+    fill(pool, 1)
+    keys, there = hashes(1, 1), pool.get_data_page(0)
+    assert storage.batch_set(keys, [there])
+    save, inside, may_end = NamedBlocks.save, threading.Event(), threading.Event()
+
+    def slow(*given) -> list[bool]:
+        inside.set()
+        assert may_end.wait(PATIENCE)
+        return save(*given)
+
+    monkeypatch.setattr(NamedBlocks, "save", slow)
+    with ThreadPoolExecutor(2) as threads:
+        saving = threads.submit(storage.batch_set, hashes(2, 1), [pool.get_data_page(PAGE)])
+        assert inside.wait(PATIENCE)
+        try:
+            got = threads.submit(storage.get, keys[0]).result(PATIENCE / 2)
+        finally:
+            may_end.set()
+        assert saving.result()
+    assert torch.equal(got, there.contiguous().view(-1).view(torch.uint8))
+    # What the load brought has not come into what was saved.
+    saved = storage.get(hashes(2, 1)[0])
+    assert torch.equal(saved, pool.get_data_page(PAGE).contiguous().view(-1).view(torch.uint8))
 
 
 def test_what_is_saved_in_pieces_and_out_of_order_is_found_by_its_names(attach):

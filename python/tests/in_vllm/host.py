@@ -77,13 +77,26 @@ class Host:
     def abort(self, prompt, steps) -> dict:
         """Gives a prompt up after some steps."""
         engine = self.llm.llm_engine
-        sampling = SamplingParams(temperature=0, max_tokens=64, detokenize=False, ignore_eos=True)
-        request = engine.add_request("given up", TokensPrompt(prompt_token_ids=prompt), sampling)
+        request = self.begin("given up", prompt)
         for _ in range(steps):
             engine.step()
-        engine.abort_request([request or "given up"])
+        engine.abort_request([request])
         self.drain()
         return self.blocks()
+
+    def reset_amid(self, prompt) -> dict:
+        """Resets both caches when some of a prompt is computed, and goes on."""
+        self.begin("goes on", prompt)
+        while self.blocks()["free"] == self.blocks()["all"]:
+            self.llm.llm_engine.step()
+        answer = self.reset(connector=True)
+        self.drain()
+        return answer
+
+    def begin(self, name, prompt) -> str:
+        sampling = SamplingParams(temperature=0, max_tokens=64, detokenize=False, ignore_eos=True)
+        asked = TokensPrompt(prompt_token_ids=prompt)
+        return self.llm.llm_engine.add_request(name, asked, sampling) or name
 
     def blocks(self) -> dict:
         """Blocks in use: none but the null block when nothing runs."""

@@ -268,6 +268,22 @@ def test_a_reset_forgets_what_was_saved(engine, opened):
     assert engine.generate(asked)["cached"] == [whole]
 
 
+def test_what_is_computed_on_kv_from_before_a_reset_is_not_saved(engine, opened):
+    asked = prompts(21, 2 * CHUNK + 8)
+    whole = [2 * CHUNK]
+    opened()
+    # A request has blocks, so that vLLM keeps them, and all others.
+    assert engine.ask("reset_amid", prompt=asked[0]) == {"reset": False}
+    for _ in range(2):
+        assert engine.ask("reset", connector=False) == {"reset": True}
+        assert engine.generate(asked)["cached"] == [0]
+    # One that succeeds has it saved again.
+    assert engine.ask("reset", connector=True) == {"reset": True}
+    assert engine.generate(asked)["cached"] == [0]
+    assert engine.ask("reset", connector=False) == {"reset": True}
+    assert engine.generate(asked)["cached"] == whole
+
+
 def test_no_request_fails_though_the_policy_says_so(opened, engine, models):
     assert opened()["policy"] == "recompute"
     assert "kv_load_failure_policy is now `recompute`" in engine.said()

@@ -13,6 +13,7 @@ from engines import EngineFailed
         ({"prefix_caching_hash_algo": "xxhash"}, "`block hashes`"),
         ({"extra": {"adress": "unix:/s"}}, "adress"),
         ({"extra": {"lookup_deadline_ms": 0}}, "lookup_deadline_ms"),
+        ({"extra": {"load_deadline_ms": None}}, "load_deadline_ms"),
     ],
 )
 def test_what_cannot_be_known_is_refused_by_name(engine, models, options, named):

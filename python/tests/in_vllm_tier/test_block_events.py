@@ -5,9 +5,10 @@ restart."""
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
-from conftest import REFRAIN, namespace, prompt
+from conftest import PATIENCE, REFRAIN, namespace, prompt
 from named import Worker, names
 from routers import Publisher, Router
 from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVEventBatch
@@ -117,6 +118,31 @@ def test_a_block_is_told_when_all_of_its_shards_are_there(client, sidecar, publi
     listening.follow(told(names(1, 2)))
     evict(sidecar, [it for it in sidecar.blocks() if it["shard"] == 0][1])
     listening.follow(told(names(1, 1)))
+
+
+def test_a_name_is_told_once_for_all_namespaces_that_have_it(client, sidecar, publish, router):
+    salted = [Worker(client, salt=salt) for salt in (b"before", b"after")]
+    listening = router(publish())
+    for worker in salted:
+        worker.save(names(1, 2))
+    # The last block of the first.
+    evict(sidecar, sidecar.blocks()[1])
+    salted[1].save(names(2, 1), separate=True)
+    listening.follow(told(names(1, 2) + names(2, 1)))
+    assert all(isinstance(event, BlockStored) for event in listening.events)
+    stored = [name for event in listening.events for name in event.block_hashes]
+    assert len(stored) == len(set(stored))
+    # The last block of the second, and of its name.
+    evict(sidecar, sidecar.blocks()[2])
+    listening.follow(told(names(1, 1) + names(2, 1)))
+
+
+def test_an_address_that_is_none_ends_the_command():
+    command = [sys.executable, "-m", "refrain_kv.events", "--bind", "tcp://127.0.0.1:*"]
+    ended = subprocess.run(
+        [*command, "--connect", "nowhere"], stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+    )
+    assert ended.returncode == 1 and "nowhere" in ended.stderr.splitlines()[-1]
 
 
 def test_blocks_of_tokens_and_of_other_models_are_not_told(client, publish, router):

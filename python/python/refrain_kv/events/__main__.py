@@ -84,6 +84,8 @@ def main() -> None:
                     log.info("follows the sidecar")
                     told = ""
                     follow(watch, ledger, publisher)
+            except refrain_kv.AddressError as error:
+                sys.exit(str(error))
             except refrain_kv.RefrainError as error:
                 # Said once, not with every attempt.
                 if str(error) != told:

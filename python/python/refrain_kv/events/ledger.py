@@ -74,6 +74,8 @@ class Ledger:
     #: Shards that are resident, a bit each, of each block of each namespace.
     _resident: dict[bytes, dict[bytes, int]] = field(default_factory=dict)
     _shards: dict[bytes, int] = field(default_factory=dict)
+    #: In how many namespaces a block of a name is whole: to routers, a name is one block.
+    _whole: dict[bytes, int] = field(default_factory=dict)
 
     def take(self, change: Change) -> Event | None:
         """What routers are to be told of a change."""
@@ -90,7 +92,7 @@ class Ledger:
                 known[name] = after
             elif before:
                 del known[name]
-            if (before == whole) != (after == whole):
+            if (before == whole) != (after == whole) and self._turns(name, after == whole):
                 names.append(self.dialect.name(name))
         if not names:
             return None
@@ -100,14 +102,16 @@ class Ledger:
 
     def forget(self, at_once: int) -> Iterator[Event]:
         """The sidecar has gone, and all that was told is taken back."""
-        for digest, known in self._resident.items():
-            whole = (1 << self._shards[digest]) - 1
-            names = [self.dialect.name(name) for name, there in known.items() if there == whole]
-            for start in range(0, len(names), at_once):
-                yield self.dialect.removed(names[start : start + at_once])
-        self._resident.clear()
-        self._shards.clear()
+        names = [self.dialect.name(name) for name in self._whole]
+        for start in range(0, len(names), at_once):
+            yield self.dialect.removed(names[start : start + at_once])
+        for known in (self._resident, self._shards, self._whole):
+            known.clear()
 
-    @property
-    def blocks(self) -> int:
-        return sum(len(known) for known in self._resident.values())
+    def _turns(self, name: bytes, is_whole: bool) -> bool:
+        """Counts a block that has become whole or has ceased to be; whether that is the first of
+        its name, or was the last."""
+        others = self._whole.pop(name, 0) - (not is_whole)
+        if others + is_whole:
+            self._whole[name] = others + is_whole
+        return not others

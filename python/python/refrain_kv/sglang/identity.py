@@ -6,14 +6,15 @@ what the extra config says in their place. What neither knows is refused by its 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refrain_kv import AttentionGroup, Namespace
+from refrain_kv import Namespace
+
+from ..named import of_pages
 
 #: Data types of bytes that tensors hold for another type, which the pool does not tell.
 OPAQUE_DTYPES = {"uint8", "int8"}
@@ -76,24 +77,16 @@ class Deployment:
             "layers": [getattr(pool, name, None) for name in ("start_layer", "end_layer")],
             "form": form,
         }
-        tensor, pipeline, context = parallel
-        return Namespace(
+        return of_pages(
             tenant=self.tenant,
             model=self.model,
             weights=self.weights,
-            config_digest=hashlib.sha256(_canonical(digest)).digest(),
+            digest=digest,
             kv_dtype=self._dtype(pool),
             block_tokens=block_tokens,
-            # A page is read whole, so that it is one layer to the sidecar.
-            layers=1,
-            layer_bytes=page_bytes,
+            page_bytes=page_bytes,
             layout="latent" if is_latent else "key_value",
-            groups=[AttentionGroup.full(1)],
-            tensor_parallel=tensor,
-            pipeline_parallel=pipeline,
-            context_parallel=context,
-            # Adapter and salt of a request are in the page's hash.
-            adapter_digest=b"",
+            parallel=parallel,
             salt=self.salt,
         )
 
@@ -148,14 +141,10 @@ def _config(server: Any) -> str:
         "attention_backend",
     )
     rest = {name: str(getattr(server, name, None)) for name in names}
-    return _canonical({"model": model, **rest}).decode()
+    return json.dumps({"model": model, **rest}, sort_keys=True, default=str)
 
 
 def _kv_dtype(server: Any) -> str | None:
     named = getattr(server, "kv_cache_dtype", None)
     # `auto` may be another type for another model, or version.
     return None if named in (None, "auto") else str(named)
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()

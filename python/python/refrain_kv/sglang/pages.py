@@ -14,23 +14,21 @@ class UnevenPoolError(ValueError):
 
 
 class PoolPages:
-    """The pages of one pool in host memory, or in that of the GPU `device`, each a list of pieces
-    as the pool itself tells them: keys and values, say, or as many as there are layers."""
+    """The pages of one pool in host memory, each a list of pieces as the pool itself tells them:
+    keys and values, say, or as many as there are layers."""
 
-    def __init__(self, pool: Any, pages: int, device: int | None) -> None:
-        self.pages = pages
+    def __init__(self, pool: Any) -> None:
+        pages = int(pool.page_num)
         self._page_size = int(pool.page_size)
         try:
             first, sizes = self._pieces(pool, 0)
             bases = first
             strides = [0] * len(first)
-            if self.pages > 1:
+            if pages > 1:
                 second, _ = self._pieces(pool, 1)
-                last, last_sizes = self._pieces(pool, self.pages - 1)
+                last, last_sizes = self._pieces(pool, pages - 1)
                 strides = [there - here for here, there in zip(first, second)]
-                expected = [
-                    base + stride * (self.pages - 1) for base, stride in zip(bases, strides)
-                ]
+                expected = [base + stride * (pages - 1) for base, stride in zip(bases, strides)]
                 if last != expected or last_sizes != sizes or min(strides) < 0:
                     raise UnevenPoolError("its pages do not lie at equal distances")
         except (NotImplementedError, AssertionError, ValueError, AttributeError) as error:
@@ -43,7 +41,7 @@ class PoolPages:
         self.pieces = sizes
         self.page_bytes = sum(sizes)
         # One layer of as many planes: nothing here loads layer by layer.
-        self.cache = KvCache([planes], pages=self.pages, device=device)
+        self.cache = KvCache([planes], pages=pages)
         # The addresses are the pool's.
         self._pool = pool
 

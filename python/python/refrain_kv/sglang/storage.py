@@ -60,7 +60,7 @@ class RefrainStorage(HiCacheStorage):
             self._add(PoolName.KV, mem_pool_host)
             return
         page_bytes = _bytes(mem_pool_host.get_dummy_flat_data_page()).numel()
-        staging = Staging(STORAGE_BATCH_SIZE, page_bytes)
+        staging = Staging(2 * STORAGE_BATCH_SIZE, page_bytes)
         self._flat = Flat(staging, self._blocks(mem_pool_host, page_bytes, staging.cache))
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: str) -> None:
@@ -71,8 +71,7 @@ class RefrainStorage(HiCacheStorage):
             self._add(host_pool_name, host_pool)
 
     def _add(self, name: str, pool: Any) -> None:
-        pages = PoolPages(pool, int(pool.page_num), device=None)
-        self._kept.add(name, pool, pages, self._block_tokens())
+        self._kept.add(name, pool, PoolPages(pool), self._block_tokens())
 
     def _blocks(self, pool: Any, page_bytes: int, cache: KvCache) -> NamedBlocks:
         return self._kept.blocks(PoolName.KV, pool, page_bytes, "flat", cache, self._block_tokens())
@@ -202,16 +201,16 @@ class RefrainStorage(HiCacheStorage):
 
 
 class Flat:
-    """Pages as the older calls have them: flat tensors, one after the other through a buffer."""
+    """Pages as the older calls have them: flat tensors, one after the other through a buffer. Half
+    of its rows are for loads and half for saves, so that neither waits for the other."""
 
     def __init__(self, staging: Staging, blocks: NamedBlocks) -> None:
         self._staging = staging
         self.blocks = blocks
-        # Loads and saves come from threads of their own.
-        self._lock = threading.Lock()
+        self._loads, self._saves = threading.Lock(), threading.Lock()
 
     def get(self, names: list[bytes], targets: list[Any]) -> list[torch.Tensor | None]:
-        with self._lock:
+        with self._loads:
             loaded = self.blocks.load(names, list(range(len(names))))
             got: list[torch.Tensor | None] = [None] * len(names)
             for index in range(loaded):
@@ -219,14 +218,16 @@ class Flat:
                 target = targets[index] if targets else None
                 if target is None:
                     got[index] = row.clone()
-                elif _bytes(target).numel() == self._staging.page_bytes:
+                elif target.is_contiguous() and _bytes(target).numel() == row.numel():
+                    # The bytes of any other tensor would be a copy's.
                     _bytes(target).copy_(row)
                     got[index] = target
             return got
 
     def set(self, names: list[bytes], values: list[Any]) -> bool:
-        with self._lock:
-            for row, value in zip(self._staging.rows, values):
+        rows = range(STORAGE_BATCH_SIZE, STORAGE_BATCH_SIZE + len(names))
+        with self._saves:
+            for row, value in zip(rows, values):
                 if _bytes(value).numel() != self._staging.page_bytes:
                     log.error(
                         "a page of %d bytes, not %d",
@@ -234,8 +235,8 @@ class Flat:
                         self._staging.page_bytes,
                     )
                     return False
-                row.copy_(_bytes(value))
-            return all(self.blocks.save(names, list(range(len(names)))))
+                self._staging.rows[row].copy_(_bytes(value))
+            return all(self.blocks.save(names, list(rows)))
 
     def close(self) -> None:
         self._staging.close()

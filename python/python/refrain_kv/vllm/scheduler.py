@@ -111,6 +111,8 @@ class Scheduler:
         self._saving: dict[int, Save] = {}
         self._reported: Counter[int] = Counter()
         self._held_blocks = 0
+        #: The engine holds KV from before a reset: what it computes may build on it.
+        self._is_stale = False
         self._orders = Orders()
         self._numbers = 0
         self._manager: Any = None
@@ -246,6 +248,8 @@ class Scheduler:
 
     def _save(self, tracked: Tracked, computed: int) -> None:
         assert self._identity is not None
+        if self._is_stale:
+            return
         end = min(computed // self._identity.block_tokens, len(tracked.names))
         first, room = tracked.saved, self._blocks // SAVES_SHARE - self._held_blocks
         if end <= first or end - first > room:
@@ -319,6 +323,12 @@ class Scheduler:
                 if tracked.asked is not None:
                     tracked.asked.end()
                 tracked.asked = None
+            # vLLM has reset its own cache just before, unless a block was in use.
+            self._is_stale = self._manager.usage > 0
+            if self._is_stale:
+                logger.warning(
+                    "Refrain saves nothing until the engine's cache is reset with no block in use"
+                )
             self._become(self._identity.after_reset())
         return True
 

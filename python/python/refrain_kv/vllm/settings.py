@@ -40,7 +40,9 @@ class Settings:
         values = {key: extra.get(key, default) for key, default in _DEFAULTS.items()}
         for key, kind in _KINDS.items():
             value = values[key]
-            if value is not None and (type(value) not in kind or not _positive(value)):
+            if value is None and _DEFAULTS[key] is None:
+                continue
+            if type(value) not in kind or not _positive(value):
                 raise ValueError(f"kv_connector_extra_config.{key}: {value!r} will not do")
         return cls(
             address=values["address"],

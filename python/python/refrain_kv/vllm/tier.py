@@ -11,11 +11,8 @@ what is stored too: this tier tells neither by itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -37,13 +34,12 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.async_lookup import AsyncLookupManager
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
-from .. import AttentionGroup, Client, KvCache, Namespace, Plane
-from ..named import NamedBlocks
+from .. import Client, KvCache, Namespace, Plane
+from ..named import NamedBlocks, of_pages
+from . import shim
 
 log = logging.getLogger("refrain_kv")
 
-#: Minors of vLLM whose tiers are driven alike; each is tried by the tests.
-MINORS = ((0, 31), (0, 32), (0, 33))
 #: Jobs at once; each waits for the sidecar most of its time.
 LOADS, STORES = 4, 2
 #: Stores that wait for one of these: their rows cannot be used meanwhile, so that more are given
@@ -51,15 +47,8 @@ LOADS, STORES = 4, 2
 STORES_QUEUED = 64
 
 
-def check(version: str) -> None:
-    """Raises where it is not known how tiers are driven."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) not in MINORS:
-        first, last = (".".join(map(str, minor)) for minor in (MINORS[0], MINORS[-1]))
-        raise ImportError(f"refrain_kv.vllm.tier is for vllm {first} to {last}, not {version}")
-
-
-check(vllm.__version__)
+# All of them drive tiers alike.
+shim.minor(vllm.__version__)
 
 
 class UnknownFieldError(ValueError):
@@ -297,23 +286,16 @@ def _namespace(
             for name in ("kv_cache_layout", "canonical_layout", "replicated_layout")
         ],
     }
-    return Namespace(
+    return of_pages(
         tenant=tenant,
         model=described.model.name,
         weights=str(weights),
-        config_digest=hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).digest(),
+        digest=digest,
         kv_dtype=described.model.dtype,
         block_tokens=group.tokens_per_block * described.cache.blocks_per_chunk,
-        # A row is read whole, so that it is one layer to the sidecar.
-        layers=1,
-        layer_bytes=row_bytes,
+        page_bytes=row_bytes,
         layout="key_value",
-        groups=[AttentionGroup.full(1)],
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        context_parallel=1,
-        # Adapter and salt of a request are in the block hash.
-        adapter_digest=b"",
+        parallel=(1, 1, 1),
         salt=salt.encode(),
     )
 

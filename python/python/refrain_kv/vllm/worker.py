@@ -6,6 +6,7 @@ waits. What goes wrong is a load of nothing, or a save of nothing.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from typing import Any
 
@@ -35,8 +36,8 @@ class Worker:
         self._identity: Identity | None = None
         self._registration: Registration | None = None
         self._loading: dict[str, tuple[Move, Pending[Loaded] | None]] = {}
-        #: Of each request, in order: a block is saved after those before it.
-        self._saving: dict[str, deque[tuple[Save, Pending[Saved] | None]]] = {}
+        #: Of each request, in order, each with its end: a block is saved after those before it.
+        self._saving: dict[str, deque[tuple[Save, float, Pending[Saved] | None]]] = {}
         self._over: Counter[int] = Counter()
         self._lost: set[int] = set()
         self.facts: Facts | None = None
@@ -81,9 +82,11 @@ class Worker:
 
     def begin_saves(self, orders: Orders) -> None:
         """Behind the step's work on the device."""
+        # From here on: what waits for others keeps its blocks too.
+        end = time.monotonic() + self._settings.save_deadline
         for save in orders.saves:
             if self._saves:
-                self._saving.setdefault(save.request, deque()).append((save, None))
+                self._saving.setdefault(save.request, deque()).append((save, end, None))
             else:
                 self._over[save.number] += 1
         self._look_at_saves()
@@ -94,6 +97,7 @@ class Worker:
         assert (known.layers, known.layer_bytes) == (identity.layers, identity.layer_bytes)
         if self._registration is not None:
             self._registration.close()
+        self._drop_saves()
         self._identity = identity
         self._registration = self._client.register(
             identity.namespace(), shard=self._shard, check=False
@@ -116,8 +120,8 @@ class Worker:
             self._tell("load", error)
             return None
 
-    def _begin_save(self, save: Save) -> Pending[Saved] | None:
-        if self._registration is None or self._cache is None:
+    def _begin_save(self, save: Save, left: float) -> Pending[Saved] | None:
+        if self._registration is None or self._cache is None or left <= 0:
             return None
         try:
             return self._registration.begin_save_hashes(
@@ -125,7 +129,7 @@ class Worker:
                 self._cache,
                 save.block_ids,
                 first=save.first,
-                deadline=self._settings.save_deadline,
+                deadline=left,
                 after=self._stream(),
             )
         except RefrainError as error:
@@ -167,10 +171,10 @@ class Worker:
         for request in list(self._saving):
             queue = self._saving[request]
             while queue:
-                save, pending = queue[0]
+                save, end, pending = queue[0]
                 if pending is None:
-                    pending = self._begin_save(save)
-                    queue[0] = (save, pending)
+                    pending = self._begin_save(save, end - time.monotonic())
+                    queue[0] = (save, end, pending)
                 if not _is_over(pending):
                     break
                 queue.popleft()
@@ -198,13 +202,19 @@ class Worker:
         if error.code != "cancelled":
             logger.warning_once("Refrain cannot %s: %s", what, str(error))
 
+    def _drop_saves(self) -> None:
+        """Those not begun: what their blocks hold has another name by now."""
+        for queue in self._saving.values():
+            while queue and queue[-1][-1] is None:
+                self._over[queue.pop()[0].number] += 1
+
     def _cancel(self) -> None:
         """Ends all that reads or writes the engine's memory."""
         for _, loading in self._loading.values():
             if loading is not None:
                 loading.cancel()
         for queue in self._saving.values():
-            for _, saving in queue:
+            for _, _, saving in queue:
                 if saving is not None:
                     saving.cancel()
 

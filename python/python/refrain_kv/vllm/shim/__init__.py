@@ -10,14 +10,19 @@ from types import ModuleType
 SUPPORTED = [(0, 31), (0, 32), (0, 33)]
 
 
-def choose(version: str) -> ModuleType:
-    """The shim of a version of vLLM; `ImportError` where there is none."""
+def minor(version: str) -> tuple[int, int]:
+    """The minor of a version of vLLM; `ImportError` where it is none of these."""
     found = re.match(r"(\d+)\.(\d+)", version)
-    minor = (int(found[1]), int(found[2])) if found else None
-    if minor not in SUPPORTED:
+    this = (int(found[1]), int(found[2])) if found else None
+    if this not in SUPPORTED:
         first, last = (".".join(map(str, it)) for it in (SUPPORTED[0], SUPPORTED[-1]))
         raise ImportError(
             f"refrain_kv.vllm works with vLLM {first} to {last}, and this is {version}: "
             "install one of these, or a newer refrain-kv"
         )
-    return importlib.import_module(f".v{minor[0]}_{minor[1]}", __name__)
+    return this
+
+
+def choose(version: str) -> ModuleType:
+    """The shim of a version of vLLM."""
+    return importlib.import_module(".v{}_{}".format(*minor(version)), __name__)

@@ -1,0 +1,82 @@
+"""A worker's saves of one request, one behind the other: they have one deadline, and are saved
+under the name that they had when they were ordered, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+
+import pytest
+import torch
+from engines import until
+from refrain_kv.vllm.identity import Identity
+from refrain_kv.vllm.metadata import Orders, Save
+from refrain_kv.vllm.settings import Settings
+from refrain_kv.vllm.worker import Worker
+
+LAYERS, BLOCKS = 2, 8
+NAMES = [hashlib.sha256(bytes([block])).digest() for block in range(BLOCKS)]
+
+
+@pytest.fixture
+def caches():
+    return {f"layer.{layer}": torch.zeros(BLOCKS, 1024) for layer in range(LAYERS)}
+
+
+@pytest.fixture
+def worker(sidecar, caches):
+    """Of the only rank; saves are kept for three seconds."""
+    settings = Settings.read({"address": sidecar.address, "save_deadline_ms": 3000})
+    worker = Worker(settings, BLOCKS, 0, True)
+    worker.takes(caches, {})
+    worker.begin_loads(Orders(identity(worker)))
+    yield worker
+    worker.close()
+
+
+def identity(worker: Worker, salt: bytes = b"") -> Identity:
+    return Identity(
+        tenant="tests",
+        model="tiny",
+        weights="seed 1",
+        config_digest=b"config",
+        kv_dtype=worker.facts.kv_dtype,
+        block_tokens=16,
+        layers=LAYERS,
+        layer_bytes=worker.facts.layer_bytes,
+        latent=False,
+        tensor_parallel=1,
+        salt=salt,
+    )
+
+
+def save(block: int) -> Save:
+    """Of one block of the same request, numbered like it."""
+    return Save("request", NAMES[: block + 1], block, [block], block)
+
+
+def reported(worker: Worker) -> set[int]:
+    """What the next report says that says anything."""
+    reports = []
+    until(lambda: reports.append(worker.report()) or reports[-1])
+    return set(reports[-1].saves)
+
+
+def test_saves_that_wait_for_one_that_hangs_end_with_it(worker, sidecar):
+    worker.begin_saves(Orders(saves=[save(0)]))
+    assert reported(worker) == {0}
+    sidecar.signal(signal.SIGSTOP)
+    worker.begin_saves(Orders(saves=[save(block) for block in range(1, 5)]))
+    assert reported(worker) == {1, 2, 3, 4}
+
+
+def test_saves_that_wait_when_the_names_change_are_not_saved_under_the_new_ones(worker, sidecar):
+    worker.begin_saves(Orders(saves=[save(0)]))
+    assert reported(worker) == {0}
+    sidecar.signal(signal.SIGSTOP)
+    worker.begin_saves(Orders(saves=[save(1), save(2)]))
+    worker.begin_loads(Orders(identity(worker, salt=b"after a reset")))
+    # The first of them is under way still.
+    assert reported(worker) == {2}
+    sidecar.signal(signal.SIGCONT)
+    assert reported(worker) == {1}
