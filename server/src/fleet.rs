@@ -8,12 +8,10 @@
 use crate::config::{Config, DirectoryFileError};
 use crate::events::Kind;
 use crate::node::Node;
-use crate::place::Group;
+use crate::save::LastRecords;
 use life::Lives;
 use refrain_index::chain::BlockKey;
 use refrain_index::directory::{Directory, DirectoryError, Holdings, Life, Membership};
-use refrain_store::geometry::RecordAddress;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -127,23 +125,16 @@ impl Node {
 
     /// Waits for blocks' promises, and forgets of them what will never survive, or has gone.
     async fn promised(&self, keys: &mut Vec<BlockKey>) {
-        let mut last: BTreeMap<Group, RecordAddress> = BTreeMap::new();
+        let mut last = LastRecords::default();
         {
             let state = self.state();
             keys.retain(|key| {
                 let Some(place) = state.chain.get(*key) else { return false };
-                let address = state.segments.address(&place);
-                let known = last.entry(place.group).or_insert(address);
-                known.offset = known.offset.max(address.offset);
+                last.add(place.group, state.segments.address(&place));
                 true
             });
         }
-        let mut lost = Vec::new();
-        for (group, address) in last {
-            if !self.disk(group.drive()).journal.promised(address).await {
-                lost.push(group);
-            }
-        }
+        let lost = self.unpromised(&last).await;
         if !lost.is_empty() {
             let state = self.state();
             keys.retain(|key| state.chain.get(*key).is_some_and(|at| !lost.contains(&at.group)));

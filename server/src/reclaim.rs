@@ -17,6 +17,7 @@ use crate::disks::Disk;
 use crate::fates::{Eviction, Removal};
 use crate::node::Node;
 use crate::place::{BlockPlace, DriveId, Group};
+use crate::save::LastRecords;
 use crate::segments::SegmentUse;
 use crate::state::State;
 use refrain_index::chain::BlockKey;
@@ -27,7 +28,6 @@ use refrain_store::engine::{
 };
 use refrain_store::format::RecordHeader;
 use refrain_store::geometry::RecordAddress;
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -269,10 +269,9 @@ impl Node {
     async fn move_to(&self, drive: DriveId, copies: &[Copied]) -> u64 {
         let group =
             |address: RecordAddress| Group::new(drive, address.segment).expect("checked at start");
-        let mut last = BTreeMap::new();
+        let mut last = LastRecords::default();
         for address in copies.iter().map(|copied| copied.stored.address) {
-            let known = last.entry(group(address)).or_insert(address);
-            known.offset = known.offset.max(address.offset);
+            last.add(group(address), address);
         }
         // Where nothing is synced, nothing is waited for.
         if self.is_synced() && !self.all_promised(&last).await {

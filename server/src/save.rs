@@ -22,6 +22,7 @@ mod promised;
 
 pub use batch::{Batch, Placed};
 pub(crate) use batch::{Chain, Outgoing};
+pub(crate) use promised::LastRecords;
 
 /// Why a block was not saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
