@@ -1,6 +1,8 @@
 //! Mutual TLS: whoever shows no certificate of the fleet's authority is not spoken to.
 
 use crate::config::TlsFiles;
+use crate::private_file::{self, PrivateFileError};
+use rustix::fs::OFlags;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,12 +13,17 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+/// More than any key takes.
+const KEY_BYTES_MAX: u64 = 1 << 20;
+
 /// Why there is no TLS.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
     #[error("read {} as PEM", path.display())]
     Read { path: PathBuf, source: pem::Error },
+    #[error(transparent)]
+    Key(#[from] PrivateFileError),
     #[error("{} holds no certificate", path.display())]
     NoCertificate { path: PathBuf },
     #[error("take {} as an authority", path.display())]
@@ -43,14 +50,15 @@ impl std::fmt::Debug for Tls {
 impl Tls {
     pub(crate) fn read(files: &TlsFiles) -> Result<Self, TlsError> {
         let TlsFiles { ca, certificate, key } = files;
+        let private = private_file::read(key, OFlags::empty(), KEY_BYTES_MAX)?;
+        let private = PrivateKeyDer::from_pem_slice(&private)
+            .map_err(|source| TlsError::Read { path: key.clone(), source })?;
         let mut roots = RootCertStore::empty();
         for authority in certificates(ca)? {
             let refused = |source| TlsError::Authority { path: ca.clone(), source };
             roots.add(authority).map_err(refused)?;
         }
         let (roots, chain) = (Arc::new(roots), certificates(certificate)?);
-        let private = PrivateKeyDer::from_pem_file(key)
-            .map_err(|source| TlsError::Read { path: key.clone(), source })?;
         let pair = |source| {
             let (certificate, key) = (certificate.clone(), key.clone());
             TlsError::Pair { certificate, key, source }
@@ -83,4 +91,28 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_file_iter(path).map_err(read)?;
     let found: Vec<_> = found.collect::<Result<_, _>>().map_err(read)?;
     if found.is_empty() { Err(TlsError::NoCertificate { path: path.into() }) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Proves that a key which others may read is not used.
+
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn key_that_others_may_read_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let key = home.path().join("key.pem");
+        std::fs::write(&key, "no key").unwrap();
+        let refused = |mode: u32| {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let (ca, certificate) = (home.path().join("ca.pem"), home.path().join("node.pem"));
+            Tls::read(&TlsFiles { ca, certificate, key: key.clone() }).unwrap_err()
+        };
+        let exposed = refused(0o640);
+        assert!(matches!(exposed, TlsError::Key(PrivateFileError::Exposed { mode: 0o640, .. })));
+        let read = refused(0o600);
+        assert!(matches!(&read, TlsError::Read { path, .. } if *path == key), "{read}");
+    }
 }

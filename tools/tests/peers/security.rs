@@ -5,6 +5,7 @@ use super::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use refrain_client::v1::cache_client::CacheClient;
 use refrain_client::v1::{LookupRequest, RegisterRequest};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
@@ -34,6 +35,7 @@ impl Authority {
         let file = |name: &str| self.home.path().join(format!("{host}.{name}"));
         std::fs::write(file("pem"), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(file("key"), key.serialize_pem()).unwrap();
+        chmod(&file("key"), 0o600);
         (file("pem"), file("key"))
     }
 
@@ -46,6 +48,10 @@ impl Authority {
             .with(&format!("peers.tls_certificate = \"{}\"", pem.display()))
             .with(&format!("peers.tls_key = \"{}\"", key.display()))
     }
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Two nodes whose setups are changed before they start.
