@@ -108,13 +108,19 @@ async fn a_node_of_another_authority_is_not_spoken_to() {
         let authority = if number == 0 { &ours } else { &theirs };
         authority.certify(setup, address, &authority.ca)
     });
-    left_alone(&nodes[0], "connect").await;
+    left_alone(&nodes[0], "invalid peer certificate").await;
     // It believes us, and we do not believe it.
     let (nodes, _, _home) = two(|number, setup, address| {
         let authority = if number == 0 { &ours } else { &theirs };
         authority.certify(setup, address, &theirs.ca)
     });
-    left_alone(&nodes[0], "").await;
+    left_alone(&nodes[0], "call it").await;
+    eventually("it is refused there", PATIENCE, async || {
+        let said = nodes[1].said();
+        let mut refusals = said.lines().filter(|line| line.contains("connection refused from"));
+        refusals.any(|line| line.contains("invalid peer certificate")).then_some(())
+    })
+    .await;
     let ids = prompt(63, 4);
     Worker::new(&nodes[1], SMALL).await.save(&ids).await;
     assert_eq!(Worker::new(&nodes[0], SMALL).await.matched(&ids).await, 0);
