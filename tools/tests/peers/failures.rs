@@ -218,3 +218,33 @@ async fn a_slow_peer_is_expected_to_be_slow() {
     assert!(slow > least && slow > 2 * fast, "{slow:?}, before {fast:?}, at least {least:?}");
     assert!(slow < 8 * least, "{slow:?}: it is not as one connection alone would take");
 }
+
+#[tokio::test]
+async fn a_peer_is_not_to_blame_for_a_load_that_waited_for_others() {
+    let scene = Scene::new(44).await;
+    // Small enough for memory to be there for all three, and still for four connections.
+    let (other, small) = (prompt(45, 21), prompt(46, 1));
+    let far = Worker::new(&scene.there, SHAPE).await;
+    far.save(&other).await;
+    far.save(&small).await;
+    // Two loads of four connections each: those are all that there are.
+    scene.meddle(Meddling::Slow(2 * MIB));
+    let second = async {
+        let lookup = scene.near.lookup(&other).await.unwrap();
+        scene.near.load_within(lookup, &other, PATIENCE).await.unwrap()
+    };
+    let third = async {
+        eventually("both are on their way", PATIENCE, async || {
+            (scene.here.stats().await.leases == 2).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let lookup = scene.near.lookup(&small).await.unwrap();
+        let waited = scene.near.load_within(lookup, &small, Duration::from_secs(1)).await.unwrap();
+        (waited, scene.here.stats().await.peers[0].state.clone())
+    };
+    let (first, second, (third, state)) = tokio::join!(scene.load(PATIENCE), second, third);
+    assert_eq!((first.loaded, second.loaded), (BLOCKS, 21), "{first:?} {second:?}");
+    assert_eq!((third.loaded, third.reason), (0, MissReason::Deadline), "{third:?}");
+    assert_eq!(state, "up");
+}
