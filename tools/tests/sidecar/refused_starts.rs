@@ -111,7 +111,8 @@ async fn one_of_two_drives_that_is_in_use_or_of_a_newer_format_is_refused_by_nam
         "store directory {} is in use by another process: stop it, or give another directory",
         second.display()
     ));
-    drop(lock);
+    // Closing it would not do: a child that another claim starts meanwhile may have it too.
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
     let path = second.join("superblock");
     let mut bytes = fs::read(&path).unwrap();
     let (pages, _) = bytes.as_chunks_mut::<4096>();
