@@ -162,7 +162,8 @@ def test_a_hanging_sidecar_is_waited_for_until_the_deadline(engine, opened, side
     assert answer["tokens"] == plain("llama")["tokens"] and before["cached"] == [0]
     # Each of them waits for a look-up; were it for the client's own deadline, it would be seconds.
     assert answer["seconds"] < len(PROMPTS) * 2.5
-    assert counted(engine)["absent"] >= 1
+    numbers = counted(engine)
+    assert numbers.get("absent", 0) >= 1, numbers
 
 
 def test_a_rotten_block_is_computed(engine, opened, sidecar, plain):
@@ -179,9 +180,10 @@ def test_a_rotten_block_is_computed(engine, opened, sidecar, plain):
     assert answer["reasons"] == ["length"]
     assert answer["tokens"] == plain("llama", asked)["tokens"]
     numbers = counted(engine)
-    # All before it is loaded, and nothing behind it.
-    assert 0 < numbers["missed_blocks"] < 2 * CHUNK // BLOCK
-    assert numbers["loaded_tokens"] == 2 * CHUNK - numbers["missed_blocks"] * BLOCK
+    # All before it is loaded, and nothing behind it: by the load, or by a start that had to read it
+    # since the kill came before its sync.
+    assert numbers["loaded_tokens"] == 7 * BLOCK
+    assert numbers.get("missed_blocks", 0) in (0, 2 * CHUNK // BLOCK - 7)
     # It was saved anew.
     opened()
     again = engine.generate(asked)
