@@ -1,7 +1,7 @@
 //! Power is lost while a damaged store is repaired: after every write of the repair, with nothing, a
 //! part or all of the last one. A repair syncs each write before the next, which is looked at too: no
-//! other subset can be left. Whatever could be read before can be read afterwards, and another repair
-//! ends well.
+//! other subset can be left. What was live and could be read before can be read afterwards, and
+//! another repair ends well.
 
 use super::quick_home;
 use super::segments::{Counts, World};
@@ -34,7 +34,7 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
             // Nothing opens what has lost its superblock.
             continue;
         }
-        let readable = world.read(&store);
+        let readable = world.read_live(&store);
         stores += 1;
         for writes in 1.. {
             let mut is_whole = false;
@@ -44,12 +44,12 @@ pub(crate) fn run(count: u64, seed: u64) -> String {
                 let repaired = repair(&mountpoint.join("drive"), true);
                 is_whole = faulty.cut(None).is_none_or(|cut| cut.writes > 0);
                 assert!(!is_whole || repaired.is_some(), "a repair ends by itself");
-                let left = world.read(&store);
+                let left = world.read_live(&store);
                 let lost: Vec<_> = readable.difference(&left).collect();
                 assert!(lost.is_empty(), "write {writes}, {last:?}: lost {lost:?}");
                 assert!(repair(&store, true).is_some());
                 assert_eq!(repair(&store, false), Some(0), "write {writes}, {last:?}: left");
-                let left = world.read(&store);
+                let left = world.read_live(&store);
                 let lost: Vec<_> = readable.difference(&left).collect();
                 assert!(lost.is_empty(), "write {writes}, {last:?}: repaired, and lost {lost:?}");
                 blocks += readable.len() as u64;

@@ -234,7 +234,7 @@ impl World {
                 return;
             }
         };
-        let found = self.read(path);
+        let found = self.read_live(path);
         let lost: Vec<_> = self.live.iter().filter(|live| !found.contains(&key(live))).collect();
         for live in &lost {
             assert!(self.may_be_lost(live, done), "lost, and nothing near it touched: {live:?}");
@@ -252,16 +252,20 @@ impl World {
         counts.repaired += report.damaged() - report.left();
         let again = look(false).unwrap();
         assert_eq!(again.damaged(), 0, "left by a repair");
-        let repaired = self.read(path);
-        // A repaired head may end an earlier use that had come back, and bring the last one again.
-        let was_found = |live: &&Live| found.contains(&key(live));
-        let live = self.live.iter().filter(was_found);
-        let gone: Vec<_> = live.filter(|live| !repaired.contains(&key(live))).collect();
+        let repaired = self.read_live(path);
+        let gone: Vec<_> = found.difference(&repaired).collect();
         assert!(gone.is_empty(), "a repair lost {gone:?}");
     }
 
+    /// Of what a start from the disk can read, the blocks that were live when the store was closed. A
+    /// repaired head may end an earlier use that had come back, and bring the last one again.
+    pub(super) fn read_live(&self, path: &Path) -> BTreeSet<Key> {
+        let live: BTreeSet<_> = self.live.iter().map(key).collect();
+        self.read(path).intersection(&live).copied().collect()
+    }
+
     /// Every block that a start from the disk finds and can read; asserts that each is what it was.
-    pub(super) fn read(&self, path: &Path) -> BTreeSet<Key> {
+    fn read(&self, path: &Path) -> BTreeSet<Key> {
         let opening = Opening::open_read_only(path).unwrap();
         let mut found = BTreeSet::new();
         for &SegmentHead { id, .. } in opening.segments() {
