@@ -144,6 +144,12 @@ impl Sidecar {
         Ok(process.kill()?)
     }
 
+    /// SIGSTOP, or SIGCONT.
+    pub fn signal(&self, signal: Signal) -> Result<(), SidecarError> {
+        let process = self.process.as_ref().ok_or(SidecarError::NotRunning)?;
+        Ok(process.signal(signal)?)
+    }
+
     /// SIGTERM; returns when the process has finished what runs and is gone.
     pub fn stop(&mut self) -> Result<(), SidecarError> {
         let mut process = self.process.take().ok_or(SidecarError::NotRunning)?;

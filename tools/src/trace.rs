@@ -139,14 +139,15 @@ impl Unlimited {
         Self { block_tokens, seen: HashSet::new(), ideal: Ideal::default() }
     }
 
-    /// Serves a request, and keeps all of it.
-    pub fn serve(&mut self, request: &Request) {
+    /// Serves a request, and keeps all of it; how many of its blocks there were.
+    pub fn serve(&mut self, request: &Request) -> u64 {
         let hit = request.blocks.iter().take_while(|id| self.seen.contains(*id)).count() as u64;
         self.seen.extend(&request.blocks);
         self.ideal.requests += 1;
         self.ideal.input_tokens += request.input_tokens;
         self.ideal.hit_tokens += hit * self.block_tokens;
         self.ideal.unique_blocks = self.seen.len() as u64;
+        hit
     }
 
     /// What it has served so far.

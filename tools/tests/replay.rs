@@ -1,5 +1,6 @@
 //! Proves, on the real binary and a real sidecar, that a replay finds what an unlimited cache would,
-//! also over a kill in the middle, and that nothing of it is left however it ends.
+//! also over a kill in the middle, that a fleet loses hits at most and regains them, and that nothing of
+//! it is left however it ends.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -36,15 +37,28 @@ impl Bench {
         assert!(self.refrain(&args).status().expect("it starts").success());
     }
 
-    /// One request now, and one in eleven days.
-    fn endless(&self) {
-        let line = |at| {
+    /// Prompts of eight blocks and a rest, by the second in which they come and what they are.
+    fn prompts(&self, prompts: impl IntoIterator<Item = (u64, u64)>) {
+        let line = |(second, prompt)| {
+            let ids: Vec<u64> = (8 * prompt..8 * prompt + 8).collect();
             format!(
-                "{{\"timestamp\":{at},\"input_length\":600,\"output_length\":1,\"hash_ids\":[1]}}\n"
+                "{{\"timestamp\":{},\"input_length\":4100,\"output_length\":1,\"hash_ids\":{ids:?}}}\n",
+                1000 * second,
             )
         };
-        std::fs::write(self.path().join("trace.jsonl"), line(0) + &line(1_000_000_000))
-            .expect("it is written");
+        let lines: String = prompts.into_iter().map(line).collect();
+        std::fs::write(self.path().join("trace.jsonl"), lines).expect("it is written");
+    }
+
+    /// One request now, and one in eleven days.
+    fn endless(&self) {
+        self.prompts([(0, 1), (1_000_000, 1)]);
+    }
+
+    /// The lines of the log that a replay was told to write.
+    fn hit_log(&self) -> Vec<Value> {
+        let log = std::fs::read_to_string(self.path().join("hits.jsonl")).expect("it is written");
+        log.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
     }
 
     fn refrain(&self, args: &[&str]) -> Command {
@@ -90,7 +104,8 @@ impl Bench {
             .read_dir()
             .expect("it is there")
             .map(|entry| entry.expect("it is there").path());
-        let asked = ["trace.jsonl", "hits.jsonl", "store"].map(|name| self.path().join(name));
+        let asked =
+            ["trace.jsonl", "hits.jsonl", "hits.svg", "store"].map(|name| self.path().join(name));
         entries.filter(|path| !asked.contains(path)).collect()
     }
 }
@@ -99,6 +114,10 @@ fn report(output: &Output) -> Value {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {stderr}", output.status);
     serde_json::from_slice(&output.stdout).expect("it is a report")
+}
+
+fn sum(lines: &[Value], key: &str) -> u64 {
+    lines.iter().map(|line| line[key].as_u64().expect("it is a number")).sum()
 }
 
 /// Returns when whoever accepted the connection is gone.
@@ -122,10 +141,8 @@ fn replay_finds_what_an_unlimited_cache_would_over_a_kill_and_a_restart() {
         assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
         assert_eq!((&report["requests"], &report["restarts"]), (&120.into(), &restarts.into()));
 
-        let log = std::fs::read_to_string(bench.path().join("hits.jsonl")).unwrap();
-        let lines: Vec<Value> =
-            log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let sum = |key: &str| lines.iter().map(|line| line[key].as_u64().unwrap()).sum::<u64>();
+        let lines = bench.hit_log();
+        let sum = |key: &str| sum(&lines, key);
         assert!(lines.iter().map(|line| line["index"].as_u64().unwrap()).eq(0..120));
         assert_eq!(sum("blocks"), report["blocks_asked"].as_u64().unwrap());
         assert_eq!(sum("hit_ssd"), report["blocks_hit_ssd"].as_u64().unwrap());
@@ -147,6 +164,57 @@ fn a_fleet_serves_every_request_while_servers_of_its_directory_are_killed() {
         assert_eq!((nodes.len(), nodes.iter().map(requests).sum::<u64>()), (3, 120));
         assert_eq!(bench.left(), [] as [PathBuf; 0]);
     }
+}
+
+/// Prompts come before the directory is emptied, and again: a third of them at once, the others when
+/// the nodes have had time to announce them.
+#[test]
+fn a_fleet_whose_directory_is_emptied_loses_hits_and_regains_all_of_them() {
+    let bench = Bench::new();
+    let before = (0..60).map(|prompt| (0, prompt));
+    let lost = (0..20).map(|prompt| (6, prompt));
+    let regained = (20..60).map(|prompt| (40, prompt));
+    // The new prompt between them is what the flush goes with.
+    bench.prompts(before.chain([(5, 1000)]).chain(lost).chain(regained));
+    let flags = ["--nodes", "3", "--speed", "1", "--flush-at", "60"];
+    let written = ["--hit-log", "hits.jsonl", "--plot", "hits.svg"];
+    let report = report(&bench.own(&flags).args(written).output().unwrap());
+    assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+    let lines = bench.hit_log();
+    let hits = |lines: &[Value]| {
+        ["hit_host", "hit_ssd", "hit_peer"].map(|key| sum(lines, key)).iter().sum::<u64>()
+    };
+    let (lost, regained) = lines[61..].split_at(20);
+    assert_eq!((sum(lost, "ideal_hit"), sum(regained, "ideal_hit")), (160, 320));
+    assert!(hits(lost) < 160, "{report}");
+    assert_eq!(hits(regained), 320, "{regained:?}");
+    assert!(sum(regained, "hit_peer") > 0, "{regained:?}");
+
+    let svg = std::fs::read_to_string(bench.path().join("hits.svg")).unwrap();
+    let mut seconds: Vec<_> =
+        lines.iter().map(|line| line["served_ms"].as_u64().unwrap() / 1000).collect();
+    seconds.sort_unstable();
+    seconds.dedup();
+    for id in ["own", "all", "ideal"] {
+        let (_, path) = svg.split_once(&format!("<path id=\"{id}\" d=\"")).unwrap();
+        let points = path.split_once('"').unwrap().0.matches(['M', 'L']).count();
+        assert_eq!(points, seconds.len(), "{id}: {svg}");
+    }
+    assert!(svg.contains("id=\"disturbance\"") && svg.contains("directory emptied"), "{svg}");
+}
+
+#[test]
+fn a_held_sidecar_is_sent_nothing_and_goes_on_when_the_replay_ends() {
+    let bench = Bench::new();
+    bench.prompts((0..40).map(|prompt| (u64::from(prompt > 0), prompt % 20)));
+    let flags = ["--nodes", "3", "--speed", "1", "--pause-at", "0", "--hit-log", "hits.jsonl"];
+    let report = report(&bench.own(&flags).output().unwrap());
+    assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+    assert!(report["hit_tokens"].as_u64().unwrap() > 0, "{report}");
+    // The first request may have been before.
+    let later = bench.hit_log().into_iter().filter(|line| line["index"] != 0);
+    assert!(later.map(|line| line["node"].as_u64().unwrap()).all(|node| node != 0));
+    assert_eq!(bench.left(), [] as [PathBuf; 0]);
 }
 
 #[test]

@@ -2,19 +2,18 @@
 //!
 //! Order: the trace is read through once, so that a damaged line is found before anything runs; the
 //! sidecar is started, or met; workers connect and share one queue of requests; this thread
-//! meanwhile adds up what they report, and kills or restarts the sidecar where it is asked to. The
+//! meanwhile adds up what they report, and disturbs the sidecars or their directory where it is asked to. The
 //! end goes the other way, and is the same after Ctrl-C and after a failure: sessions are closed,
 //! the sidecar is stopped, the report is printed, a temporary directory is removed.
 
 use crate::trace::{self, TraceError};
 use anyhow::{Context, Result, bail, ensure};
-use args::Disturbance;
-use hit_log::HitLog;
 use host::{Host, HostError};
 use outcome::Outcome;
 use prompt::Shape;
 pub(crate) use prompt::tokens;
 use queue::{Course, Queue};
+use records::Records;
 use refrain_client::{Client, ClientConfig, ClientError};
 use report::{Frame, Report};
 use route::Route;
@@ -35,8 +34,10 @@ mod content;
 mod hit_log;
 mod host;
 mod outcome;
+mod plot;
 mod prompt;
 mod queue;
+mod records;
 mod report;
 mod route;
 mod supervision;
@@ -55,7 +56,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 enum Event {
     Served(Box<Outcome>),
-    /// The request was taken at which the sidecar is to be disturbed.
+    /// The request was taken at which something is to be disturbed.
     Reached,
     Failed(Failed),
     /// One worker has no more requests.
@@ -82,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     let shape = Shape::new(args.block_bytes, args.layers)?;
     let requests = survey(args)?;
     let disturbance = args.disturbance(requests)?;
-    let hit_log = args.hit_log.as_deref().map(HitLog::create).transpose()?;
+    let records = Records::create(args)?;
     let runtime = Runtime::new().context("start the runtime")?;
     let (events, inbox) = mpsc::channel();
     let (stop, stopped) = watch::channel(false);
@@ -90,22 +91,25 @@ pub fn run(args: &Args) -> Result<()> {
     // From here on Ctrl-C is heard: what is started below is always put away again.
     listen_to_signals(&runtime, &stop, &events)?;
     let mut host = Host::start(args)?;
-    let workers = runtime.block_on(connect(args, &host, shape))?;
+    let route = Arc::new(Route::new(usize::from(args.nodes), args.route, args.seed));
+    let workers = runtime.block_on(connect(args, &host, &route, shape))?;
 
     let course = Course {
         first: args.skip,
         block_tokens: args.block_tokens,
         speed: args.speed(),
-        disturb_at: disturbance.map(Disturbance::request),
+        disturb_at: disturbance.map(|disturbance| disturbance.at),
     };
     let queue = Arc::new(Queue::new(slice(args)?, course, stopped, events.clone()));
     let begun = Instant::now();
     let running = workers.len();
     for worker in workers {
-        runtime.spawn(worker.run(Arc::clone(&queue), events.clone()));
+        runtime.spawn(worker.run(begun, Arc::clone(&queue), events.clone()));
     }
-    let mut supervision = Supervision::new(requests, args.block_tokens, hit_log, &stop);
-    supervision.run(&inbox, running, &mut host, disturbance);
+    let mut supervision =
+        Supervision::new(requests, args.block_tokens, begun, records, &route, &stop);
+    let how = disturbance.map(|disturbance| disturbance.how);
+    supervision.run(&inbox, running, &mut host, how);
     let elapsed = begun.elapsed();
     let (ideal, late_max) =
         runtime.block_on(async { (queue.ideal().await, queue.late_max().await) });
@@ -183,7 +187,12 @@ async fn hear(
 }
 
 /// All workers, each as often as it has requests in flight.
-async fn connect(args: &Args, host: &Host, shape: Shape) -> Result<Vec<Worker>> {
+async fn connect(
+    args: &Args,
+    host: &Host,
+    route: &Arc<Route>,
+    shape: Shape,
+) -> Result<Vec<Worker>> {
     let options = Options {
         wait: args.wait,
         save_patience: args.save_patience,
@@ -196,7 +205,6 @@ async fn connect(args: &Args, host: &Host, shape: Shape) -> Result<Vec<Worker>> 
     // Room for a few blocks of each request in flight, with padding between their stripes.
     let in_flight = u64::from(args.concurrency) * 4 * (shape.block_bytes + (1 << 20));
     let addresses = host.addresses();
-    let route = Arc::new(Route::new(addresses.len(), args.route, args.seed));
     let mut workers = Vec::new();
     for _ in 0..args.workers {
         let mut registrations = Vec::with_capacity(addresses.len());
@@ -211,7 +219,7 @@ async fn connect(args: &Args, host: &Host, shape: Shape) -> Result<Vec<Worker>> 
             registrations.push(registering.await.context("register the replay's namespace")?);
         }
         for _ in 0..args.concurrency {
-            let (registrations, route) = (registrations.clone(), Arc::clone(&route));
+            let (registrations, route) = (registrations.clone(), Arc::clone(route));
             workers.push(Worker { registrations, route, contents, options });
         }
     }

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use refrain_client::Address;
 use refrain_server::config::{parse_duration, parse_size};
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,8 +15,9 @@ Examples:
     refrain replay trace.jsonl --capacity 8GiB
   The same, killed with SIGKILL half-way and started again: the hit rate must stay the same:
     refrain replay trace.jsonl --capacity 8GiB --kill-at half
-  Four nodes of a fleet, each request on any of them; a server of the directory is killed half-way:
-    refrain replay trace.jsonl --capacity 2GiB --nodes 4 --kill-at half --kill master
+  Four nodes of a fleet, each request on any of them; a server of the directory is killed half-way,
+  and what that did to the hit rate is drawn:
+    refrain replay trace.jsonl --capacity 2GiB --nodes 4 --kill-at half --kill master --plot hits.svg
   A sidecar that runs already, four workers with two requests each in flight, ten times faster than
   the trace was recorded:
     refrain serve --dir /mnt/nvme0/refrain --capacity 800GiB --listen unix:/run/refrain.sock
@@ -72,13 +74,13 @@ pub struct Args {
     pub(super) load_arena: Option<String>,
     /// Use the sidecar that listens there, instead of one of our own
     #[arg(long, value_name = "unix:PATH", conflicts_with_all = [
-        "capacity", "dir", "io_engine", "durability", "load_arena", "kill_at", "restart_at"])]
+        "capacity", "dir", "io_engine", "durability", "load_arena", "disturbance"])]
     pub(super) addr: Option<Address>,
     /// Kill the sidecar (SIGKILL) when this request of the replay starts, and start it again
-    #[arg(long, value_name = "N|half", conflicts_with = "restart_at")]
+    #[arg(long, value_name = "N|half", group = "disturbance")]
     pub(super) kill_at: Option<At>,
     /// Stop the sidecar (SIGTERM) when this request of the replay starts, and start it again
-    #[arg(long, value_name = "N|half")]
+    #[arg(long, value_name = "N|half", group = "disturbance")]
     pub(super) restart_at: Option<At>,
 
     /// Nodes of a fleet, each with a sidecar of its own
@@ -92,6 +94,13 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Victim::Sidecar,
         requires = "kill_at")]
     pub(super) kill: Victim,
+    /// Empty the directory (FLUSHALL ASYNC on its masters) when this request of the replay starts
+    #[arg(long, value_name = "N|half", group = "disturbance")]
+    pub(super) flush_at: Option<At>,
+    /// Hold the first node's sidecar (SIGSTOP) for five seconds when this request of the replay
+    /// starts; it is sent no other request until then
+    #[arg(long, value_name = "N|half", group = "disturbance")]
+    pub(super) pause_at: Option<At>,
 
     /// Workers, each with a session of its own
     #[arg(long, value_name = "N", default_value_t = 1,
@@ -136,6 +145,9 @@ pub struct Args {
     /// Write a JSON line for every request
     #[arg(long, value_name = "FILE")]
     pub(super) hit_log: Option<PathBuf>,
+    /// Draw the token hit rate over time, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(super) plot: Option<PathBuf>,
 }
 
 /// How a fleet's nodes share requests.
@@ -167,11 +179,20 @@ pub(super) enum At {
     Request(u64),
 }
 
-/// What is done to our own sidecar on the way.
+/// What is done to our own sidecars, or to their directory, on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Disturbance {
-    Kill { at: u64, victim: Victim },
-    Restart { at: u64 },
+pub(super) struct Disturbance {
+    /// Counted from the first request of the replay.
+    pub(super) at: u64,
+    pub(super) how: How,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Kill(Victim),
+    Restart,
+    Flush,
+    Pause,
 }
 
 impl Args {
@@ -181,28 +202,34 @@ impl Args {
     }
 
     pub(super) fn disturbance(&self, requests: u64) -> Result<Option<Disturbance>> {
-        let disturbance = match (self.kill_at, self.restart_at) {
-            (Some(at), _) => {
-                ensure!(
-                    self.nodes > 1 || self.kill == Victim::Sidecar,
-                    "a sidecar alone has no directory: give --nodes"
-                );
-                Disturbance::Kill { at: at.request(requests), victim: self.kill }
-            }
-            (None, Some(at)) => Disturbance::Restart { at: at.request(requests) },
-            (None, None) => return Ok(None),
+        let flags = [
+            (self.kill_at, How::Kill(self.kill)),
+            (self.restart_at, How::Restart),
+            (self.flush_at, How::Flush),
+            (self.pause_at, How::Pause),
+        ];
+        let Some((at, how)) = flags.into_iter().find_map(|(at, how)| Some((at?, how))) else {
+            return Ok(None);
         };
-        let at = disturbance.request();
+        let is_for_one = matches!(how, How::Kill(Victim::Sidecar) | How::Restart);
+        ensure!(self.nodes > 1 || is_for_one, "a sidecar alone is no fleet: give --nodes");
+        let at = at.request(requests);
         ensure!(at < requests, "there is no request {at} among {requests}, counted from 0");
-        Ok(Some(disturbance))
+        Ok(Some(Disturbance { at, how }))
     }
 }
 
-impl Disturbance {
-    pub(super) fn request(self) -> u64 {
-        match self {
-            Self::Kill { at, .. } | Self::Restart { at } => at,
-        }
+impl fmt::Display for How {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Kill(Victim::Sidecar) => "sidecar killed",
+            Self::Kill(Victim::Master) => "master killed",
+            Self::Kill(Victim::Replica) => "replica killed",
+            Self::Kill(Victim::Directory) => "directory killed",
+            Self::Restart => "sidecar restarted",
+            Self::Flush => "directory emptied",
+            Self::Pause => "sidecar held",
+        })
     }
 }
 
@@ -259,17 +286,26 @@ mod tests {
 
     #[test]
     fn request_of_a_kill_is_a_number_or_half() {
-        let kill = |at| Disturbance::Kill { at, victim: Victim::Sidecar };
+        let kill = |at| Disturbance { at, how: How::Kill(Victim::Sidecar) };
         check_disturbance("", 10, Ok(None));
         check_disturbance("--kill-at half", 11, Ok(Some(kill(5))));
         check_disturbance("--kill-at half", 1, Ok(Some(kill(0))));
-        check_disturbance("--restart-at 9", 10, Ok(Some(Disturbance::Restart { at: 9 })));
+        check_disturbance("--restart-at 9", 10, Ok(Some(Disturbance { at: 9, how: How::Restart })));
         let outside = "there is no request 10 among 10, counted from 0";
         check_disturbance("--kill-at 10", 10, Err(outside));
-        let alone = "a sidecar alone has no directory: give --nodes";
-        check_disturbance("--kill-at 1 --kill master", 10, Err(alone));
-        let master = Disturbance::Kill { at: 1, victim: Victim::Master };
-        check_disturbance("--kill-at 1 --kill master --nodes 2", 10, Ok(Some(master)));
+        let of_fleets = [
+            ("--kill-at 1 --kill master", How::Kill(Victim::Master)),
+            ("--flush-at 1", How::Flush),
+            ("--pause-at 1", How::Pause),
+        ];
+        for (flags, how) in of_fleets {
+            let alone = "a sidecar alone is no fleet: give --nodes";
+            check_disturbance(flags, 10, Err(alone));
+            let disturbance = Disturbance { at: 1, how };
+            check_disturbance(&format!("{flags} --nodes 2"), 10, Ok(Some(disturbance)));
+        }
+        let twice = args("--capacity 1GiB --nodes 2 --flush-at 1 --kill-at 2").unwrap_err();
+        assert!(twice.contains("cannot be used with"), "{twice}");
         let error = args("--capacity 1GiB --kill-at middle").unwrap_err();
         assert!(error.contains("give the number of a request, or `half`"), "{error}");
     }

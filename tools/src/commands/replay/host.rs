@@ -1,12 +1,13 @@
 //! The sidecars that a replay talks to: its own, one or a fleet of them, or one that runs anyway.
 
 use super::Args;
-use super::args::{Disturbance, Victim};
+use super::args::{How, Victim};
 use super::report::Restarts;
 use crate::cluster::{Cluster, ClusterError};
 use crate::sidecar::{Sidecar, SidecarConfig, SidecarError};
 use anyhow::{Context, Result};
 use refrain_client::Address;
+use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -17,14 +18,18 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use thiserror::Error;
 
-/// How long a killed server of the directory is away.
+/// How long servers of the directory that were killed, and a sidecar that is held, are away.
 const AWAY: Duration = Duration::from_secs(5);
+/// The node whose sidecar is disturbed, from 0.
+const DISTURBED: usize = 0;
 
 pub(super) enum Host {
     /// Its directory is removed after it where it is a temporary one.
     Own {
         sidecars: Vec<Sidecar>,
-        directory: Option<Servers>,
+        directory: Option<Cluster>,
+        /// Who comes back, and when.
+        away: Option<(Instant, Away)>,
         _home: Option<TempDir>,
     },
     Other {
@@ -32,10 +37,11 @@ pub(super) enum Host {
     },
 }
 
-/// A fleet's directory, and who of it comes back when.
-pub(super) struct Servers {
-    cluster: Cluster,
-    away: Option<(Instant, Vec<usize>)>,
+pub(super) enum Away {
+    /// Of the directory.
+    Servers(Vec<usize>),
+    /// That of [`DISTURBED`].
+    Sidecar,
 }
 
 /// Why the hosts do not go on.
@@ -69,7 +75,7 @@ impl Host {
         };
         if args.nodes == 1 {
             let sidecars = vec![Sidecar::start(config(args, home)?)?];
-            return Ok(Self::Own { sidecars, directory: None, _home: temporary });
+            return Ok(Self::Own { sidecars, directory: None, away: None, _home: temporary });
         }
         let servers = home.join("directory");
         std::fs::create_dir_all(&servers).with_context(|| format!("make {}", servers.display()))?;
@@ -83,8 +89,7 @@ impl Host {
             anyhow::Ok(Sidecar::start(config)?)
         };
         let sidecars = (1..=args.nodes).map(start).collect::<Result<_>>()?;
-        let directory = Some(Servers { cluster, away: None });
-        Ok(Self::Own { sidecars, directory, _home: temporary })
+        Ok(Self::Own { sidecars, directory: Some(cluster), away: None, _home: temporary })
     }
 
     /// Of every sidecar.
@@ -107,49 +112,63 @@ impl Host {
         Ok(())
     }
 
-    /// Starts servers again whose time has come.
-    pub(super) fn tend(&mut self) -> Result<(), HostError> {
-        let Self::Own { directory: Some(Servers { cluster, away }), .. } = self else {
-            return Ok(());
+    /// Brings back who was away, when it is time; whether it was.
+    pub(super) fn tend(&mut self) -> Result<bool, HostError> {
+        let Self::Own { sidecars, directory, away, .. } = self else { return Ok(false) };
+        let Some((_, who)) = away.take_if(|(until, _)| Instant::now() >= *until) else {
+            return Ok(false);
         };
-        if let Some((_, servers)) = away.take_if(|(until, _)| Instant::now() >= *until) {
-            servers.into_iter().try_for_each(|server| cluster.restart(server))?;
+        match (who, directory) {
+            (Away::Sidecar, _) => sidecars[DISTURBED].signal(Signal::CONT)?,
+            (Away::Servers(servers), Some(cluster)) => {
+                servers.into_iter().try_for_each(|server| cluster.restart(server))?;
+            }
+            (Away::Servers(_), None) => {}
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Disturbs what is our own; how a sidecar came back, where it was one.
-    pub(super) fn disturb(&mut self, how: Disturbance) -> Result<Option<Restarts>, HostError> {
-        let Self::Own { sidecars, directory, .. } = self else { return Ok(None) };
-        let killed = matches!(how, Disturbance::Kill { .. });
-        let victim = match how {
-            Disturbance::Kill { victim, .. } => victim,
-            Disturbance::Restart { .. } => Victim::Sidecar,
+    /// The node that is held, from 0.
+    pub(super) fn held(&self) -> Option<usize> {
+        matches!(self, Self::Own { away: Some((_, Away::Sidecar)), .. }).then_some(DISTURBED)
+    }
+
+    /// Disturbs what is our own; how a sidecar came back, where one was started again.
+    pub(super) fn disturb(&mut self, how: How) -> Result<Option<Restarts>, HostError> {
+        let Self::Own { sidecars, directory, away, .. } = self else { return Ok(None) };
+        let sidecar = &mut sidecars[DISTURBED];
+        let gone = match (how, directory) {
+            (How::Kill(Victim::Sidecar) | How::Restart, _) => {
+                let killed = how != How::Restart;
+                if killed { sidecar.kill() } else { sidecar.stop() }?;
+                let start_time = sidecar.restart()?;
+                return Ok(Some(Restarts { count: 1, killed, start_time }));
+            }
+            (How::Pause, _) => {
+                sidecar.signal(Signal::STOP)?;
+                Away::Sidecar
+            }
+            (How::Kill(victim), Some(cluster)) => Away::Servers(kill(cluster, victim)?),
+            (How::Flush, Some(cluster)) => {
+                let flush = |master| cluster.command(master, ["FLUSHALL", "ASYNC"]).map(drop);
+                cluster.masters().into_iter().try_for_each(flush)?;
+                return Ok(None);
+            }
+            // The flags refuse it.
+            (How::Kill(_) | How::Flush, None) => return Ok(None),
         };
-        if victim == Victim::Sidecar {
-            let Some(sidecar) = sidecars.first_mut() else { return Ok(None) };
-            if killed { sidecar.kill() } else { sidecar.stop() }?;
-            let start_time = sidecar.restart()?;
-            return Ok(Some(Restarts { count: 1, killed, start_time }));
-        }
-        if let Some(Servers { cluster, away }) = directory {
-            let masters = cluster.masters();
-            let is_replica = |server: &usize| !masters.contains(server);
-            let servers: Vec<_> = match victim {
-                Victim::Master => masters.iter().take(1).copied().collect(),
-                Victim::Replica => (0..cluster.len()).filter(is_replica).take(1).collect(),
-                Victim::Directory | Victim::Sidecar => (0..cluster.len()).collect(),
-            };
-            servers.iter().try_for_each(|server| cluster.kill(*server))?;
-            *away = Some((Instant::now() + AWAY, servers));
-        }
+        *away = Some((Instant::now() + AWAY, gone));
         Ok(None)
     }
 
     /// Stops our own sidecars and removes their directory; `abandoned` waits for nothing.
     pub(super) fn end(mut self, abandoned: bool) -> Result<(), SidecarError> {
         match &mut self {
-            Self::Own { sidecars, .. } if !abandoned => {
+            Self::Own { sidecars, away, .. } if !abandoned => {
+                // One that is held hears nothing else.
+                if let Some((_, Away::Sidecar)) = away {
+                    sidecars[DISTURBED].signal(Signal::CONT)?;
+                }
                 let mut running = sidecars.iter_mut().filter(|sidecar| sidecar.pid().is_some());
                 running.try_for_each(Sidecar::stop)
             }
@@ -157,6 +176,19 @@ impl Host {
             Self::Own { .. } | Self::Other { .. } => Ok(()),
         }
     }
+}
+
+/// Kills servers of the directory; which.
+fn kill(cluster: &mut Cluster, victim: Victim) -> Result<Vec<usize>, ClusterError> {
+    let masters = cluster.masters();
+    let is_replica = |server: &usize| !masters.contains(server);
+    let servers: Vec<_> = match victim {
+        Victim::Master => masters.iter().take(1).copied().collect(),
+        Victim::Replica => (0..cluster.len()).filter(is_replica).take(1).collect(),
+        Victim::Directory | Victim::Sidecar => (0..cluster.len()).collect(),
+    };
+    servers.iter().try_for_each(|server| cluster.kill(*server))?;
+    Ok(servers)
 }
 
 /// A sidecar as it is alone.

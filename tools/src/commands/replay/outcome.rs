@@ -10,16 +10,21 @@ pub(super) struct Outcome {
     /// Of the request in its file, from 0.
     pub(super) index: u64,
     pub(super) timestamp_ms: u64,
+    /// When it was finished, from the start of the replay.
+    pub(super) served_ms: u64,
     /// Of a fleet, who served it, from 0.
     pub(super) node: usize,
     pub(super) input_tokens: u64,
     /// Blocks that the prompt fills.
     pub(super) blocks: u32,
+    /// Blocks that a cache that forgets nothing would have had.
+    pub(super) ideal_hit: u64,
     /// Blocks that the lookup found.
     pub(super) matched: u32,
     /// Blocks that were loaded, compared, and still leased at the end; by where they came from.
     pub(super) hit_host: u32,
     pub(super) hit_ssd: u32,
+    pub(super) hit_peer: u32,
     pub(super) saved: u32,
     pub(super) refused: u32,
     pub(super) wrong_bytes: u64,
@@ -55,6 +60,7 @@ impl Outcome {
             timestamp_ms: request.timestamp_ms,
             input_tokens: request.input_tokens,
             blocks: u32::try_from(request.blocks.len()).unwrap_or(u32::MAX),
+            ideal_hit: numbered.ideal_hit,
             ..Self::default()
         }
     }
@@ -74,6 +80,11 @@ impl Outcome {
     }
 
     pub(super) fn hit(&self) -> u32 {
+        self.hit_own() + self.hit_peer
+    }
+
+    /// Of them, those that the node had itself.
+    pub(super) fn hit_own(&self) -> u32 {
         self.hit_host + self.hit_ssd
     }
 }

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 pub(super) struct Numbered {
     pub(super) index: u64,
     pub(super) request: Request,
+    /// Blocks that a cache that forgets nothing would have.
+    pub(super) ideal_hit: u64,
 }
 
 type Requests = Box<dyn Iterator<Item = Result<Request, TraceError>> + Send>;
@@ -77,8 +79,8 @@ impl Queue {
         }
         let index = self.course.first + state.taken;
         state.taken += 1;
-        state.unlimited.serve(&request);
-        Some(Ok(Numbered { index, request }))
+        let ideal_hit = state.unlimited.serve(&request);
+        Some(Ok(Numbered { index, request, ideal_hit }))
     }
 
     /// What a cache that forgets nothing would have made of what was handed out.

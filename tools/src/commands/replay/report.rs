@@ -14,6 +14,7 @@ pub(super) struct Totals {
     blocks_asked: u64,
     hit_host: u64,
     hit_ssd: u64,
+    hit_peer: u64,
     saved: u64,
     refused: u64,
     busy: u64,
@@ -100,6 +101,7 @@ pub(super) struct Report {
     pub(super) blocks_asked: u64,
     pub(super) blocks_hit_host: u64,
     pub(super) blocks_hit_ssd: u64,
+    pub(super) blocks_hit_peer: u64,
     pub(super) blocks_saved: u64,
     pub(super) blocks_refused: u64,
     /// Requests by why not all that was found was loaded.
@@ -141,6 +143,7 @@ impl Totals {
         self.blocks_asked += u64::from(outcome.blocks);
         self.hit_host += u64::from(outcome.hit_host);
         self.hit_ssd += u64::from(outcome.hit_ssd);
+        self.hit_peer += u64::from(outcome.hit_peer);
         self.saved += u64::from(outcome.saved);
         self.refused += u64::from(outcome.refused);
         self.busy += u64::from(outcome.busy);
@@ -179,12 +182,16 @@ impl Totals {
         self.requests
     }
 
+    fn hit(&self) -> u64 {
+        self.hit_host + self.hit_ssd + self.hit_peer
+    }
+
     pub(super) fn token_hit_rate(&self, block_tokens: u64) -> f64 {
-        ratio((self.hit_host + self.hit_ssd) * block_tokens, self.input_tokens)
+        ratio(self.hit() * block_tokens, self.input_tokens)
     }
 
     pub(super) fn report(mut self, frame: &Frame) -> Report {
-        let loaded_bytes = (self.hit_host + self.hit_ssd) * frame.block_bytes;
+        let loaded_bytes = self.hit() * frame.block_bytes;
         let saved_bytes = self.saved * frame.block_bytes;
         let load_time = Duration::from_micros(self.load_us.iter().sum());
         self.expected_load_errors.sort_unstable_by(f64::total_cmp);
@@ -203,7 +210,7 @@ impl Totals {
         Report {
             requests: self.requests,
             input_tokens: self.input_tokens,
-            hit_tokens: (self.hit_host + self.hit_ssd) * frame.block_tokens,
+            hit_tokens: self.hit() * frame.block_tokens,
             token_hit_rate: self.token_hit_rate(frame.block_tokens),
             ideal_token_hit_rate: frame.ideal.token_hit_rate(),
             block_bytes: frame.block_bytes,
@@ -214,6 +221,7 @@ impl Totals {
             blocks_asked: self.blocks_asked,
             blocks_hit_host: self.hit_host,
             blocks_hit_ssd: self.hit_ssd,
+            blocks_hit_peer: self.hit_peer,
             blocks_saved: self.saved,
             blocks_refused: self.refused,
             misses: self.misses,
@@ -272,7 +280,7 @@ fn gbps(bytes: u64, time: Duration) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "ratios for people; all stays below 2^53")]
-fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     part as f64 / whole.max(1) as f64
 }
 

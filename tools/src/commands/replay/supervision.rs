@@ -1,14 +1,15 @@
-//! Watches over a replay: adds up, logs, shows progress, disturbs the sidecar, notices its death.
+//! Watches over a replay: adds up, records, shows progress, disturbs the hosts, notices their death.
 
-use super::args::Disturbance;
-use super::hit_log::HitLog;
+use super::args::How;
 use super::host::{Host, HostError};
 use super::outcome::Outcome;
+use super::records::Records;
 use super::report::{Frame, Report, Restarts, Totals};
+use super::route::Route;
 use super::{Event, Failed};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How long the death of our own sidecar may go unnoticed while no request is served.
@@ -16,9 +17,11 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) struct Supervision<'a> {
     block_tokens: u64,
+    begun: Instant,
     totals: Totals,
     restarts: Restarts,
-    hit_log: Option<HitLog>,
+    records: Records,
+    route: &'a Route,
     progress: ProgressBar,
     stop: &'a watch::Sender<bool>,
     interrupted: bool,
@@ -31,7 +34,9 @@ impl<'a> Supervision<'a> {
     pub(super) fn new(
         requests: u64,
         block_tokens: u64,
-        hit_log: Option<HitLog>,
+        begun: Instant,
+        records: Records,
+        route: &'a Route,
         stop: &'a watch::Sender<bool>,
     ) -> Self {
         // On standard error, and nowhere when that is no terminal.
@@ -40,9 +45,11 @@ impl<'a> Supervision<'a> {
         progress.set_style(ProgressStyle::with_template(style).expect("it names what there is"));
         Self {
             block_tokens,
+            begun,
             totals: Totals::default(),
             restarts: Restarts::default(),
-            hit_log,
+            records,
+            route,
             progress,
             stop,
             interrupted: false,
@@ -57,15 +64,17 @@ impl<'a> Supervision<'a> {
         inbox: &Receiver<Event>,
         mut running: usize,
         host: &mut Host,
-        disturbance: Option<Disturbance>,
+        how: Option<How>,
     ) {
         while running > 0 && !self.abandoned {
-            if let Err(error) = host.tend() {
-                self.abandon(error);
+            match host.tend() {
+                Ok(true) => self.restored(host),
+                Ok(false) => {}
+                Err(error) => self.abandon(error),
             }
             match inbox.recv_timeout(CHECK_INTERVAL) {
                 Ok(Event::Served(outcome)) => self.served(&outcome),
-                Ok(Event::Reached) => self.disturb(host, disturbance),
+                Ok(Event::Reached) => self.disturb(host, how),
                 Ok(Event::Failed(failed)) => self.fail(failed.into()),
                 Ok(Event::Finished) => running -= 1,
                 Ok(Event::Interrupted) => self.interrupted = true,
@@ -95,7 +104,7 @@ impl<'a> Supervision<'a> {
 
     /// The report, and why the replay ended early.
     pub(super) fn finish(mut self, frame: &Frame) -> (Report, Option<anyhow::Error>) {
-        if let Some(Err(error)) = self.hit_log.take().map(HitLog::finish) {
+        if let Err(error) = std::mem::take(&mut self.records).finish() {
             self.fail(error);
         }
         (self.totals.report(frame), self.failed)
@@ -103,7 +112,7 @@ impl<'a> Supervision<'a> {
 
     fn served(&mut self, outcome: &Outcome) {
         self.totals.add(outcome);
-        if let Some(Err(error)) = self.hit_log.as_mut().map(|log| log.write(outcome)) {
+        if let Err(error) = self.records.served(outcome) {
             self.fail(error);
         }
         self.progress.set_position(self.totals.requests());
@@ -111,14 +120,23 @@ impl<'a> Supervision<'a> {
         self.progress.set_message(format!("hit rate {percent:.1} %"));
     }
 
-    fn disturb(&mut self, host: &mut Host, disturbance: Option<Disturbance>) {
-        match disturbance.map(|disturbance| host.disturb(disturbance)) {
-            Some(Ok(Some(restarts))) => {
+    fn disturb(&mut self, host: &mut Host, how: Option<How>) {
+        let Some(how) = how else { return };
+        self.records.disturbed(how, self.begun.elapsed());
+        match host.disturb(how) {
+            Ok(Some(restarts)) => {
                 self.restarts = Restarts { count: self.restarts.count + 1, ..restarts };
+                self.restored(host);
             }
-            Some(Err(error)) => self.abandon(error),
-            Some(Ok(None)) | None => {}
+            Ok(None) => self.route.leave_out(host.held()),
+            Err(error) => self.abandon(error),
         }
+    }
+
+    /// All is there again.
+    fn restored(&mut self, host: &Host) {
+        self.records.restored(self.begun.elapsed());
+        self.route.leave_out(host.held());
     }
 
     /// Without a sidecar, nothing that is under way will end well.

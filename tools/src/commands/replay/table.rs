@@ -41,12 +41,16 @@ impl Table<'_> {
             write!(
                 out,
                 "{} of {} blocks asked for ({}): {} from SSD, {} from memory",
-                grouped(report.blocks_hit_host + report.blocks_hit_ssd),
+                grouped(report.blocks_hit_host + report.blocks_hit_ssd + report.blocks_hit_peer),
                 grouped(report.blocks_asked),
                 ByteSize(report.loaded_bytes),
                 grouped(report.blocks_hit_ssd),
                 grouped(report.blocks_hit_host),
-            )
+            )?;
+            match report.nodes.len() {
+                0 => Ok(()),
+                _ => write!(out, ", {} from peers", grouped(report.blocks_hit_peer)),
+            }
         })?;
         row(out, "saved", |out| {
             write!(

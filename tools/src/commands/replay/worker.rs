@@ -75,11 +75,14 @@ struct Absence {
 
 impl Worker {
     /// Serves requests until there are no more.
-    pub(super) async fn run(self, queue: Arc<Queue>, events: Sender<Event>) {
+    pub(super) async fn run(self, begun: Instant, queue: Arc<Queue>, events: Sender<Event>) {
         while let Some(next) = queue.next().await {
             let event = match next {
                 Ok(numbered) => match self.serve(&numbered).await {
-                    Ok(outcome) => Event::Served(Box::new(outcome)),
+                    Ok(outcome) => {
+                        let served_ms = milliseconds(begun.elapsed());
+                        Event::Served(Box::new(Outcome { served_ms, ..outcome }))
+                    }
                     Err(failed) => Event::Failed(failed),
                 },
                 Err(error) => Event::Failed(Failed::Trace(error)),
@@ -166,7 +169,8 @@ impl Worker {
         outcome.wrong_bytes = wrong.map_err(|block| RequestError::Unannounced { block })?;
         let hits = done.loaded_blocks.min(hits_max);
         outcome.hit_ssd = done.ssd_blocks.min(hits);
-        outcome.hit_host = hits - outcome.hit_ssd;
+        outcome.hit_peer = done.peer_blocks.min(hits - outcome.hit_ssd);
+        outcome.hit_host = hits - outcome.hit_ssd - outcome.hit_peer;
         Ok(End::Counted)
     }
 
@@ -275,8 +279,7 @@ impl Absence {
     /// One has answered.
     fn end(&mut self, outcome: &mut Outcome) {
         if let Some(since) = self.since.take() {
-            let waited = u64::try_from(since.elapsed().as_millis());
-            outcome.waited_ms += waited.unwrap_or(u64::MAX);
+            outcome.waited_ms += milliseconds(since.elapsed());
         }
     }
 }
@@ -291,6 +294,10 @@ fn range(blocks: std::ops::Range<u32>) -> std::ops::Range<usize> {
 
 fn index(block: u32) -> usize {
     usize::try_from(block).expect("addresses have 64 bits")
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn microseconds(time: Duration) -> u64 {
