@@ -125,7 +125,14 @@ impl Journal {
 
     /// A record no longer counts.
     pub(crate) fn withdraw(&self, address: RecordAddress) {
-        let _ = self.notes.send(Note::Withdrawn(address));
+        self.withdrawals()(address);
+    }
+
+    /// As `withdraw`, for whoever learns of a record later.
+    pub(crate) fn withdrawals(&self) -> impl Fn(RecordAddress) + Clone + Send + use<> {
+        let notes = self.notes.clone();
+        // A journal that has stopped is of a node that has, too.
+        move |address| drop(notes.send(Note::Withdrawn(address)))
     }
 
     /// Nothing in a segment counts any more.

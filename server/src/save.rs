@@ -191,13 +191,15 @@ impl Node {
         let patience = self.clock.now() + self.config.drive_patience;
         let to = self.disk(drive).drive.clone();
         // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
-        let sent = self.clock.aside(move || batch.send(&to)).await;
+        let withdraw = self.disk(drive).journal.withdrawals();
+        let withdraw_later = withdraw.clone();
+        let sent = self.clock.aside(move || batch.send(&to, &withdraw_later)).await;
         // A runtime that ends takes no more work.
         let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));
         let mut stored = Vec::with_capacity(written.len());
         let mut failed = false;
-        for (block, written_at) in written {
-            let why = match self.clock.until(patience, written_at).await {
+        for (block, mut written_at) in written {
+            let why = match self.clock.until(patience, &mut written_at).await {
                 Some(Ok(Ok(place))) => {
                     // Behind one that failed, none counts: an answer says how many, not which.
                     if !failed {
@@ -207,8 +209,14 @@ impl Node {
                 }
                 Some(Ok(Err(error))) => refusal_of(error),
                 Some(Err(_)) => Refusal::Draining,
-                // Should it be written after all, nobody finds it.
-                None => Refusal::Busy,
+                None => {
+                    // Should it be written after all, nobody finds it, nor does a later start.
+                    written_at.close();
+                    if let Ok(Ok(Stored { address, .. })) = written_at.try_recv() {
+                        withdraw(address);
+                    }
+                    Refusal::Busy
+                }
             };
             failed = true;
             refusal = refusal.or(Some(why));

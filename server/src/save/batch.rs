@@ -9,7 +9,7 @@ use refrain_index::hash::KEY_SCHEME;
 use refrain_store::arena::{Frame, Region};
 use refrain_store::drive::{Drive, Refused as Unqueued};
 use refrain_store::engine::{Append, AppendError, NewRecord, Payload, Stored};
-use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE};
+use refrain_store::geometry::{HEADER_SIZE, PAGE_SIZE, RecordAddress};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,8 +60,13 @@ impl Batch {
     }
 
     /// Queues the blocks at a drive, one by one: it writes the first while the next is checksummed.
-    /// With why not all of them were.
-    pub(super) fn send(self, drive: &Drive) -> (Sent, Option<Refusal>) {
+    /// With why not all of them were. `withdraw` is told of those that are written when nobody waits
+    /// for them any more: a drive that hung may have read their pages when they were another save's.
+    pub(super) fn send(
+        self,
+        drive: &Drive,
+        withdraw: &(impl Fn(RecordAddress) + Clone + Send + 'static),
+    ) -> (Sent, Option<Refusal>) {
         let Self { registration, names, blocks, epoch, .. } = self;
         let mut sent = Vec::with_capacity(blocks.len());
         for (block, region, keep) in blocks {
@@ -79,9 +84,11 @@ impl Batch {
                 Err(error) => return (sent, Some(refusal_of(error))),
             };
             let (answer, written_at) = oneshot::channel();
+            let withdraw = withdraw.clone();
             let reply = Box::new(move |outcome| {
-                // A commit waits for all of its blocks, unless the process ends.
-                let _ = answer.send(outcome);
+                if let Err(Ok(Stored { address, .. })) = answer.send(outcome) {
+                    withdraw(address);
+                }
             });
             match drive.append(Append { header, payload, keep, reply }) {
                 Ok(()) => sent.push((block, written_at)),
