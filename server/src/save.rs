@@ -190,9 +190,9 @@ impl Node {
         self.disk(drive).asked.notify_one();
         let patience = self.clock.now() + self.config.drive_patience;
         let to = self.disk(drive).drive.clone();
-        // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
         let withdraw = self.disk(drive).journal.withdrawals();
         let withdraw_later = withdraw.clone();
+        // Off the runtime, whose threads have lookups to answer: checksums take a core's time.
         let sent = self.clock.aside(move || batch.send(&to, &withdraw_later)).await;
         // A runtime that ends takes no more work.
         let (written, mut refusal) = sent.unwrap_or((Vec::new(), Some(Refusal::Draining)));

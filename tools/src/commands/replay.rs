@@ -2,9 +2,9 @@
 //!
 //! Order: the trace is read through once, so that a damaged line is found before anything runs; the
 //! sidecar is started, or met; workers connect and share one queue of requests; this thread
-//! meanwhile adds up what they report, and disturbs the sidecars or their directory where it is asked to. The
-//! end goes the other way, and is the same after Ctrl-C and after a failure: sessions are closed,
-//! the sidecar is stopped, the report is printed, a temporary directory is removed.
+//! meanwhile adds up what they report, and disturbs the sidecars or their directory where it is
+//! asked to. The end goes the other way, and is the same after Ctrl-C and after a failure: sessions
+//! are closed, the sidecar is stopped, the report is printed, a temporary directory is removed.
 
 use crate::trace::{self, TraceError};
 use anyhow::{Context, Result, bail, ensure};
