@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -20,9 +21,10 @@ collect_ignore_glob = ["test_*.py"] if find_spec("vllm") is None else []
 
 @pytest.fixture(scope="session")
 def models() -> Path:
-    folder = TARGET / "tmp" / "models"
+    maker = HERE / "models.py"
+    folder = TARGET / "tmp" / f"models-{hashlib.sha256(maker.read_bytes()).hexdigest()[:8]}"
     if not (folder / "complete").exists():
-        subprocess.run([sys.executable, HERE / "models.py", folder], check=True)
+        subprocess.run([sys.executable, maker, folder], check=True)
     return folder
 
 

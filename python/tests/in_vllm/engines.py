@@ -1,4 +1,5 @@
-"""An engine of a real vLLM on the CPU, in a process of its own, and what to ask it."""
+"""An engine of a real vLLM, in a process of its own, and what to ask it: of a build for the CPU or,
+with REFRAIN_TEST_GPU=0, of one for CUDA."""
 
 from __future__ import annotations
 
@@ -15,10 +16,16 @@ from typing import Any
 HERE = Path(__file__).parent
 #: Far longer than any step takes that does not hang.
 PATIENCE = 300.0
-#: Tokens of a block on the CPU; latent attention has its own.
+#: The engine's tensors are in its memory; None has them on the host.
+GPU = os.environ.get("REFRAIN_TEST_GPU")
+#: Tokens of a block; latent attention has its own.
 BLOCK = 32
 #: Smaller than a prompt, so that it is computed in pieces.
 CHUNK = 256
+#: One thread has the same order of sums each time.
+ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+#: Greedy choices need no sampler that is compiled first.
+ON_GPU = {"CUDA_VISIBLE_DEVICES": str(GPU), "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
 class EngineFailed(Exception):
@@ -36,12 +43,11 @@ class Engine:
             "REPLIES": str(writing),
             "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
             "VLLM_RPC_BASE_PATH": str(home),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
-            # The kernels as they are, without a compiler, and in the same order of sums each time.
+            # The kernels as they are, without a compiler.
             "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
+            **(ON_CPU if GPU is None else ON_GPU),
         }
         self._environment.pop("REFRAIN_ADDRESS", None)
         with open(self._log, "ab") as log:
@@ -83,11 +89,15 @@ class Engine:
 
     def open(self, model: Path, sidecar: str | None = None, **options: Any) -> Any:
         extra = options.pop("extra", {})
-        if model.name == "mla":
+        latent = model.name == "mla"
+        if not latent:
+            options.setdefault("block_size", BLOCK)
+        elif GPU is None:
             # The CPU's own rotary kernel computes something else for a latent.
             options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
-        else:
-            options.setdefault("block_size", BLOCK)
+        if GPU is not None and not latent:
+            # The only one that computes with all digits.
+            options["attention_config"] = {"backend": "TRITON_ATTN"}
         if sidecar is not None:
             options["kv_transfer_config"] = {
                 "kv_connector": "RefrainConnector",
@@ -102,7 +112,8 @@ class Engine:
             }
         options = {
             "model": str(model),
-            "dtype": "float32",
+            # A GPU's kernels for a latent have no more.
+            "dtype": "bfloat16" if GPU is not None and latent else "float32",
             "kv_cache_memory_bytes": 64 << 20,
             "max_num_batched_tokens": CHUNK,
             **options,
@@ -145,16 +156,22 @@ def prompts(seed: int, *lengths: int, shared: int = 0) -> list[list[int]]:
     ]
 
 
-def same(one: Any, other: Any, model: str = "llama") -> bool:
-    """The same tokens and, digit for digit, the same log-probabilities. Those of the latent model
-    hang on where its memory lies, and its prompts are computed in one piece only: they are near."""
-    if model == "mla":
+def same(one: Any, other: Any, model: str = "llama", pieces: bool = True) -> bool:
+    """The same tokens and, digit for digit, the same log-probabilities. They are only near where
+    the last digits hang on more than the prompt: on the CPU, those of the latent model on where its
+    memory lies; on a GPU, where they were not computed in the same `pieces`."""
+    if GPU is None and model == "mla" or GPU is not None and not pieces:
         numbers = [
             [float(it) for answer in side["logprobs"] for it in answer] for side in (one, other)
         ]
         near = all(abs(a - b) < 1e-4 for a, b in zip(*numbers, strict=True))
         return one["tokens"] == other["tokens"] and near
     return (one["tokens"], one["logprobs"]) == (other["tokens"], other["logprobs"])
+
+
+def reuses(model: str) -> bool:
+    """Whether the engine itself keeps what prompts share: not the latent model's on the CPU."""
+    return model == "llama" or GPU is not None
 
 
 def until(holds, patience: float = 30.0) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 
+import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.inputs import TokensPrompt
@@ -105,6 +106,18 @@ class Host:
 
     def reset(self, connector) -> dict:
         return {"reset": self.llm.reset_prefix_cache(reset_connector=connector)}
+
+    def sleep(self) -> dict:
+        """Gives the GPU's memory back, and takes it again."""
+        free = self.free()
+        self.llm.sleep(level=1)
+        asleep = self.free()
+        self.llm.wake_up()
+        return {"given_back": asleep - free}
+
+    @staticmethod
+    def free() -> int:
+        return torch.cuda.mem_get_info()[0]
 
     def metrics(self) -> dict:
         found = {}

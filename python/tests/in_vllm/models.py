@@ -41,7 +41,7 @@ def llama() -> torch.nn.Module:
 
 
 def mla() -> torch.nn.Module:
-    """Dense: no experts. 512 and 64 are the sizes that vLLM's CPU kernel is made for."""
+    """Dense: no experts. vLLM's kernels are made for the sizes of DeepSeek's heads."""
     config = DeepseekV3Config(
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -55,8 +55,8 @@ def mla() -> torch.nn.Module:
         q_lora_rank=64,
         kv_lora_rank=512,
         qk_rope_head_dim=64,
-        qk_nope_head_dim=64,
-        v_head_dim=64,
+        qk_nope_head_dim=128,
+        v_head_dim=128,
         **COMMON,
     )
     return DeepseekV3ForCausalLM(config)

@@ -14,7 +14,7 @@ import socket
 import urllib.request
 
 import pytest
-from engines import BLOCK, CHUNK, prompts, same, until
+from engines import BLOCK, CHUNK, prompts, reuses, same, until
 
 #: The second shares all but its end with the first; the third is shorter than a block.
 SHARED = CHUNK
@@ -72,8 +72,8 @@ def test_cold_then_whole_then_after_restarts_of_both(engine, opened, sidecar, pl
     assert same(warm, expected, model) and warm["cached"] == WHOLE
     numbers = counted(engine)
     assert numbers["hits"] == numbers["loaded_tokens"] == numbers["found_tokens"]
-    # What the Llama's second prompt shares with the first is in the engine's own cache by then.
-    assert numbers["hits"] == sum(WHOLE) - (SHARED if model == "llama" else 0)
+    # What the second prompt shares with the first is in the engine's own cache by then.
+    assert numbers["hits"] == sum(WHOLE) - (SHARED if reuses(model) else 0)
     sidecar.kill()
     sidecar.start()
     opened(model)
@@ -188,7 +188,7 @@ def test_a_rotten_block_is_computed(engine, opened, sidecar, plain):
     opened()
     again = engine.generate(asked)
     assert again["cached"] == [2 * CHUNK]
-    assert same(again, plain("llama", asked))
+    assert same(again, plain("llama", asked), pieces=False)
 
 
 def test_salts_adapters_and_other_configs_find_nothing_of_each_other(engine, opened, models, plain):
@@ -201,7 +201,10 @@ def test_salts_adapters_and_other_configs_find_nothing_of_each_other(engine, ope
     assert engine.generate(asked)["cached"] == [0]
     adapted = engine.generate(asked, adapter=adapter)
     assert adapted["cached"] == [0]
-    assert same(adapted, plain("llama", asked, {"enable_lora": True}, adapter=adapter))
+    # An adapter's kernels on a GPU add up in any order.
+    assert same(
+        adapted, plain("llama", asked, {"enable_lora": True}, adapter=adapter), pieces=False
+    )
     opened(enable_lora=True)
     assert engine.generate(asked, salts=["one"])["cached"] == [whole]
     assert engine.generate(asked, adapter=adapter)["cached"] == [whole]
