@@ -74,12 +74,14 @@ impl Mapping {
             // of them; where too few are set aside, ordinary pages do.
             let huge = rustix::fs::memfd_create(name, flags | MemfdFlags::HUGETLB);
             let huge = huge.map_err(create);
-            if let Ok(mapping) = huge.and_then(|fd| Self::new_sealed(fd, bytes, Self::map_huge)) {
+            if let Ok(mapping) = huge.and_then(|fd| Self::new_sealed(fd, bytes, Self::map_anywhere))
+            {
                 return Ok(mapping);
             }
         }
         let fd = rustix::fs::memfd_create(name, flags).map_err(create)?;
-        Self::new_sealed(fd, bytes, Self::map)
+        // What has no room for a huge page may lie anywhere.
+        Self::new_sealed(fd, bytes, if bytes < HUGE_PAGE { Self::map_anywhere } else { Self::map })
     }
 
     fn new_sealed(
@@ -108,9 +110,10 @@ impl Mapping {
         Ok(Arc::new(Self::map(fd, bytes, access)?))
     }
 
-    /// As the kernel places it, which it does on huge pages of its own accord. It fails where too few
-    /// are set aside, and then must have touched nothing: no range was given up for it.
-    fn map_huge(fd: OwnedFd, bytes: u64, access: Access) -> Result<Self, ArenaError> {
+    /// As the kernel places it, which it does on huge pages of its own accord where the memory is of
+    /// them. It fails where too few are set aside, and then must have touched nothing: no range was
+    /// given up for it.
+    fn map_anywhere(fd: OwnedFd, bytes: u64, access: Access) -> Result<Self, ArenaError> {
         let map = |errno: Errno| ArenaError::Map { bytes, source: errno.into() };
         let (protection, flags) = (protection(access), MapFlags::SHARED);
         // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
