@@ -90,6 +90,17 @@ pub struct Located {
     pub unknown: Vec<Range<usize>>,
 }
 
+/// Why a node is not forgotten.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ForgetError {
+    #[error("the fleet has no node {node}")]
+    Unknown { node: u16 },
+    #[error("node {node} is in the fleet: stop it, and wait until its lease has lapsed")]
+    Alive { node: u16 },
+    #[error("the directory does not answer")]
+    Unreached,
+}
+
 /// Why there is no way to a directory.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -188,9 +199,20 @@ impl Directory {
         suspects.insert(node, now + SUSPICION);
     }
 
-    /// All nodes that ever joined, as the registry was read last: a second ago, while it can be.
+    /// All nodes that ever joined and were not forgotten, as the registry was read last: a second ago, while it can be.
     pub fn members(&self) -> Vec<Member> {
         self.shared.registry().members.values().cloned().collect()
+    }
+
+    /// Strikes a node that has left for good from the registry. What it published is void, and goes.
+    pub async fn forget_node(&self, node: NodeId, deadline: Instant) -> Result<(), ForgetError> {
+        let (cluster, number) = (&self.shared.cluster, node.0);
+        match registry::forget(cluster, node, deadline).await {
+            Some(1) => Ok(()),
+            Some(0) => Err(ForgetError::Alive { node: number }),
+            Some(_) => Err(ForgetError::Unknown { node: number }),
+            None => Err(ForgetError::Unreached),
+        }
     }
 
     /// Whether the registry has been read at all.

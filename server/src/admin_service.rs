@@ -219,6 +219,14 @@ impl admin_server::Admin for AdminService {
         fleet::nodes(&self.node).map(Response::new)
     }
 
+    async fn forget_node(
+        &self,
+        request: Request<v1::ForgetNodeRequest>,
+    ) -> Answered<v1::ForgetNodeResponse> {
+        fleet::forget(&self.node, request.into_inner().node).await?;
+        Ok(Response::new(v1::ForgetNodeResponse {}))
+    }
+
     async fn r#where(&self, request: Request<v1::WhereRequest>) -> Answered<v1::WhereResponse> {
         let subject = request.into_inner().subject;
         let naming = self.blocking(move |node| match subject {

@@ -13,6 +13,7 @@ use crate::pins::PinError;
 use crate::removal::InvalidateError;
 use crate::save::SaveError;
 use crate::wire::WireError;
+use refrain_index::directory::ForgetError;
 use tonic::Status;
 
 pub(crate) fn of_wire(error: WireError) -> Status {
@@ -31,6 +32,14 @@ pub(crate) fn of_register(error: &RegisterError) -> Status {
         }
         RegisterError::Session => Status::not_found(message),
         RegisterError::TooMany { .. } => Status::resource_exhausted(message),
+    }
+}
+
+pub(crate) fn of_forget(error: ForgetError) -> Status {
+    let message = error.to_string();
+    match error {
+        ForgetError::Unknown { .. } => Status::not_found(message),
+        ForgetError::Alive { .. } | ForgetError::Unreached => Status::failed_precondition(message),
     }
 }
 

@@ -170,6 +170,14 @@ impl Admin {
         answer("name the nodes of its fleet", runtime.block_on(call))
     }
 
+    /// Has the fleet forget a node that has left for good.
+    pub fn forget_node(&mut self, node: u16) -> Result<()> {
+        let Self { runtime, client } = self;
+        let request = v1::ForgetNodeRequest { node: node.into() };
+        let call = async { within(PATIENCE, client.forget_node(request)).await };
+        answer("forget a node", runtime.block_on(call)).map(drop)
+    }
+
     /// Which nodes are thought to hold which of these blocks.
     pub fn r#where(&mut self, subject: v1::where_request::Subject) -> Result<v1::WhereResponse> {
         let Self { runtime, client } = self;

@@ -68,14 +68,14 @@ end)
 
 -- KEYS: records, a lease, the layout. ARGV: node, identity, epoch, address, now in ms, lease in ms,
 -- the epoch of a node that nobody knows, bits of a bucket's number.
--- Gives its epoch and 'joined', or whose the number is.
+-- Gives its epoch and 'joined', or whose the number is. One that was forgotten is another than before.
 also_when_full('refrain1_join', function(keys, args)
     local node, identity, epoch, raised = args[1], args[2], tonumber(args[3]), args[5]
     local record = redis.call('HGET', keys[1], node)
     local known, of, since, address
     if record then
         known, of, since, address = record:match('^1 (%d+) (%x+) (%d+) (.*)$')
-        known = tonumber(known)
+        known = tonumber(known or record:match('^gone (%d+)$'))
     end
     if known and of == identity and epoch >= known then
         if epoch == known then raised = since end
@@ -104,5 +104,17 @@ also_when_full('refrain1_beat', function(keys, args)
     else
         redis.call('SET', keys[2], args[3] .. ' ' .. args[4], 'PX', args[5])
     end
+    return 1
+end)
+
+-- KEYS: records, a lease. ARGV: node. Of a node that was forgotten its last epoch is left: what it
+-- published is void, and whoever gets its number begins behind that.
+-- Gives 1, or 0 while it lives, or -1 where there is none.
+also_when_full('refrain1_forget', function(keys, args)
+    local record = redis.call('HGET', keys[1], args[1]) or ''
+    local known = record:match('^1 (%d+) ')
+    if not known then return -1 end
+    if redis.call('EXISTS', keys[2]) == 1 then return 0 end
+    redis.call('HSET', keys[1], args[1], 'gone ' .. known)
     return 1
 end)

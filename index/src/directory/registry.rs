@@ -1,10 +1,11 @@
 //! Who is in the fleet, and in which epoch: records that stay, and leases that lapse.
 //!
 //! An owner counts only where its node's lease says the same epoch. So all entries of a node that
-//! dies are void, at every reader and without one write, and count again when it comes back.
+//! dies are void, at every reader and without one write, and count again when it comes back. Of one that
+//! has left for good an operator has the registry forget all but its last epoch.
 
 use super::NodeId;
-use super::answer::{items, text};
+use super::answer::{integer, items, text};
 use super::cluster::{Cluster, From, Op};
 use super::owners::Claim;
 use super::slots::{BUCKET_BITS_MAX, slot_of};
@@ -49,6 +50,8 @@ pub struct Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registry {
     pub(super) members: BTreeMap<NodeId, Member>,
+    /// The last epochs of nodes that were forgotten.
+    pub(super) gone: BTreeMap<NodeId, u16>,
     /// Bits of a bucket's number; `None` where nobody ever joined.
     pub(super) bucket_bits: Option<u8>,
 }
@@ -62,7 +65,13 @@ impl Registry {
 
     /// Whether a claim will never count again.
     pub(super) fn is_void(&self, claim: Claim) -> bool {
-        self.members.get(&claim.node).is_some_and(|member| member.epoch > claim.epoch)
+        let is_past =
+            self.members.get(&claim.node).is_some_and(|member| member.epoch > claim.epoch);
+        is_past || self.is_forgotten(claim)
+    }
+
+    pub(super) fn is_forgotten(&self, claim: Claim) -> bool {
+        self.gone.get(&claim.node).is_some_and(|last| claim.epoch <= *last)
     }
 }
 
@@ -73,8 +82,9 @@ pub(super) async fn read(cluster: &Cluster, deadline: Instant) -> Option<Registr
     let records = Op { slot, command: cmd("HGETALL").arg(RECORDS).to_owned() };
     let answers = cluster.run(&[layout, records], From::Any, deadline).await;
     let [Some(layout), Some(records)] = &answers[..] else { return None };
-    let mut members = parse_records(records)?;
-    let mut registry = Registry { bucket_bits: parse_layout(layout), ..Registry::default() };
+    let (mut members, gone) = parse_records(records)?;
+    let bucket_bits = parse_layout(layout);
+    let mut registry = Registry { gone, bucket_bits, ..Registry::default() };
     if !members.is_empty() {
         let keys: Vec<_> = members.keys().map(|node| lease_key(*node)).collect();
         let leases = [Op { slot, command: cmd("MGET").arg(keys).to_owned() }];
@@ -95,9 +105,23 @@ fn parse_layout(value: &Value) -> Option<u8> {
     (bits <= BUCKET_BITS_MAX).then_some(bits)
 }
 
-/// What is no record is passed over.
-fn parse_records(value: &Value) -> Option<BTreeMap<NodeId, Member>> {
+/// Has a node that has left for good forgotten; `None` where nobody answers.
+pub(super) async fn forget(cluster: &Cluster, node: NodeId, deadline: Instant) -> Option<i64> {
+    let mut command = cmd("FCALL");
+    command.arg("refrain1_forget").arg(2).arg(RECORDS).arg(lease_key(node)).arg(node.0);
+    let op = Op { slot: registry_slot(), command };
+    integer(cluster.run(&[op], From::Master, deadline).await.first()?.as_ref()?)
+}
+
+type Records = (BTreeMap<NodeId, Member>, BTreeMap<NodeId, u16>);
+
+/// Nodes, and those that are gone. What is no record is passed over.
+fn parse_records(value: &Value) -> Option<Records> {
     let (pairs, _) = items(value)?.as_chunks::<2>();
+    let parse_gone = |[node, record]: &[Value; 2]| {
+        let last = text(record)?.strip_prefix("gone ")?.parse().ok()?;
+        Some((NodeId(text(node)?.parse().ok()?), last))
+    };
     let parse = |[node, record]: &[Value; 2]| {
         let node = NodeId(text(node)?.parse().ok()?);
         let mut words = text(record)?.splitn(5, ' ');
@@ -110,7 +134,8 @@ fn parse_records(value: &Value) -> Option<BTreeMap<NodeId, Member>> {
         let address = address.to_owned();
         Some((node, Member { node, epoch, state: NodeState::Away, address, since_ms }))
     };
-    Some(pairs.iter().filter_map(parse).collect())
+    let members = pairs.iter().filter_map(parse).collect();
+    Some((members, pairs.iter().filter_map(parse_gone).collect()))
 }
 
 fn parse_lease(lease: &str) -> Option<(u16, NodeState)> {

@@ -5,7 +5,7 @@ use super::cluster::{From, Op};
 use super::membership::{Inner, unix_ms};
 use super::owners::{Claim, decode};
 use super::slots::{GROUPS, SLOTS, bucket_key, first_slot};
-use super::{NodeId, NodeState, counts};
+use super::{Member, NodeId, NodeState, counts};
 use redis::cmd;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,8 @@ const GROUP_ROUND: Duration = Duration::from_secs(ROUND.as_secs() / GROUPS as u6
 /// Buckets looked at in one go.
 const AT_ONCE: u32 = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An epoch may be raised by mistake, and be missed: what it left is kept for two days.
+/// An epoch may be raised by mistake, and be missed: what it left is kept for two days. That a node is
+/// forgotten is somebody's word.
 const AGE_MIN: Duration = Duration::from_hours(48);
 
 impl Inner {
@@ -72,7 +73,8 @@ impl Inner {
             unix_ms().saturating_sub(u64::try_from(AGE_MIN.as_millis()).unwrap_or(u64::MAX));
         let is_dead = |claim: &Claim| {
             let member = registry.members.get(&claim.node);
-            member.is_some_and(|member| member.epoch > claim.epoch && member.since_ms < oldest)
+            let is_old = |member: &Member| member.epoch > claim.epoch && member.since_ms < oldest;
+            member.is_some_and(is_old) || registry.is_forgotten(*claim)
         };
         let mut removals = Vec::new();
         for (key, answer) in keys.iter().zip(answers) {

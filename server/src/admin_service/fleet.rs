@@ -3,8 +3,9 @@
 use crate::clock::unix_ms;
 use crate::fleet::Fleet;
 use crate::node::Node;
+use crate::status;
 use refrain_index::chain::BlockKey;
-use refrain_index::directory::{NodeState, Run};
+use refrain_index::directory::{NodeId, NodeState, Run};
 use refrain_index::hash::SequenceHash;
 use refrain_proto::v1;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,15 @@ pub(super) fn nodes(node: &Node) -> Result<v1::NodesResponse, Status> {
     let directory = membership.directory();
     let nodes = directory.members().into_iter().map(info).collect();
     Ok(v1::NodesResponse { reached: directory.counts().is_reached(), nodes })
+}
+
+/// Has the fleet forget a node that has left for good.
+pub(super) async fn forget(node: &Node, number: u32) -> Result<(), Status> {
+    let directory = fleet(node)?.membership.directory();
+    let number = u16::try_from(number)
+        .map_err(|_| Status::invalid_argument("nodes have numbers from 0 to 65,535"))?;
+    let forgotten = directory.forget_node(NodeId(number), Instant::now() + PATIENCE);
+    forgotten.await.map_err(status::of_forget)
 }
 
 /// Where blocks are, on this node too: of that it knows by itself.

@@ -1,4 +1,4 @@
-//! `refrain nodes`: who is in the fleet.
+//! `refrain nodes`: who is in the fleet, and who has left it for good.
 
 use crate::target::TargetArgs;
 use anyhow::Result;
@@ -13,6 +13,10 @@ use std::io::{self, Write};
 /// as the directory has not been reached.
 #[derive(ClapArgs, Debug)]
 pub struct Args {
+    /// Strike this node from the registry, as it has left for good and its lease has lapsed: what it
+    /// published is void, and is swept within a day. Should it come back, it begins another epoch
+    #[arg(long, value_name = "NODE")]
+    forget: Option<u16>,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -39,6 +43,9 @@ struct Row {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(node) = args.forget {
+        return forget(args, node);
+    }
     let answer = args.target.sidecar("name the nodes of its fleet")?.nodes()?;
     let nodes = answer.nodes.into_iter().map(Row::from).collect();
     let fleet = Fleet { reached: answer.reached, nodes };
@@ -62,6 +69,17 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(out.flush()?)
     };
     super::printed(print())
+}
+
+fn forget(args: &Args, node: u16) -> Result<()> {
+    args.target.sidecar("have its fleet forget a node")?.forget_node(node)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::json!({ "forgotten": node }))?;
+    } else {
+        writeln!(out, "node {node} is forgotten: what it published is void")?;
+    }
+    Ok(())
 }
 
 impl From<NodeInfo> for Row {

@@ -3,8 +3,9 @@
 use crate::fixture::{PATIENCE, eventually};
 use crate::rig::{Node, Rig, chain, runs};
 use refrain_index::chain::BlockKey;
-use refrain_index::directory::{Life, NodeId, NodeState};
+use refrain_index::directory::{ForgetError, Life, NodeId, NodeState};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nodes_hold_is_found_and_what_they_lost_is_not() {
@@ -51,10 +52,10 @@ async fn a_node_that_leaves_and_comes_back_is_found_again_without_one_write() {
         members.iter().find(|member| member.node == NodeId(node)).unwrap().state
     };
     assert_eq!((state(1), state(2)), (NodeState::Away, NodeState::Live));
-    let writes = (rig.calls("hset"), rig.calls("hdel"));
+    let writes = rig.entry_writes();
     let back = Node::with(rig.settings(), shelf);
     reader.finds(&chain, &[(1, 0, 300)]).await;
-    assert_eq!((rig.calls("hset"), rig.calls("hdel")), writes);
+    assert_eq!(rig.entry_writes(), writes);
     assert_eq!(back.membership.epoch(), epoch);
 }
 
@@ -80,6 +81,40 @@ async fn a_number_that_is_used_again_has_nothing_of_before() {
     reader.finds(&chain, &[]).await;
     next.add(&chain[..10]);
     reader.finds(&chain, &[(1, 0, 10)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_forgotten_is_as_if_it_had_never_been_but_for_its_epoch() {
+    let rig = Rig::new();
+    let (node, reader) = (Node::new(&rig, 1).await, Node::new(&rig, 2).await);
+    let chain = chain(1, 50);
+    node.add(&chain);
+    reader.finds(&chain, &[(1, 0, 50)]).await;
+    let epoch = node.membership.epoch();
+    let forget = async |node: u16| {
+        reader.directory().forget_node(NodeId(node), Instant::now() + PATIENCE).await
+    };
+    assert_eq!(forget(1).await, Err(ForgetError::Alive { node: 1 }));
+    assert_eq!(forget(7).await, Err(ForgetError::Unknown { node: 7 }));
+    let shelf = node.leave().await;
+    assert_eq!(forget(1).await, Ok(()));
+    assert_eq!(forget(1).await, Err(ForgetError::Unknown { node: 1 }));
+    eventually("nobody tells of it", PATIENCE, async || {
+        let members = reader.directory().members();
+        (members.iter().map(|member| member.node).collect::<Vec<_>>() == [NodeId(2)]).then_some(())
+    })
+    .await;
+    // Whoever meets its entries takes them out.
+    let forgotten = &reader.directory().counts().forgotten;
+    eventually("its entries are gone", PATIENCE, async || {
+        reader.finds(&chain, &[]).await;
+        (forgotten.load(Ordering::Relaxed) >= 50).then_some(())
+    })
+    .await;
+
+    let back = Node::with(rig.settings(), shelf);
+    reader.finds(&chain, &[(1, 0, 50)]).await;
+    assert_eq!(back.membership.epoch(), epoch + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,8 +55,13 @@ impl Rig {
         Settings { tls: Some(tls), ..self.settings() }
     }
 
+    /// Writes of entries, by whichever command, by all servers together.
+    pub(crate) fn entry_writes(&self) -> u64 {
+        ["hset", "hsetnx", "hdel"].map(|command| self.calls(command)).iter().sum()
+    }
+
     /// Calls of a command, by all servers together.
-    pub(crate) fn calls(&self, command: &str) -> u64 {
+    fn calls(&self, command: &str) -> u64 {
         let servers = 0..self.cluster.len();
         let calls = |server| {
             let info = self.cluster.command(server, ["INFO", "commandstats"]).unwrap();

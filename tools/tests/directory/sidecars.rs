@@ -105,12 +105,12 @@ async fn sidecars_are_found_over_restarts_and_not_after_they_lost_their_disk() {
     drop(worker);
     left.stop().await;
     finds(&right, file.path(), &[]).await;
-    let writes = (fleet.rig.calls("hset"), fleet.rig.calls("hdel"));
+    let writes = fleet.rig.entry_writes();
     let begun = Instant::now();
     left.start_again();
     finds(&right, file.path(), &[(1, 12)]).await;
     assert!(begun.elapsed() < PATIENCE);
-    assert_eq!((fleet.rig.calls("hset"), fleet.rig.calls("hdel")), writes);
+    assert_eq!(fleet.rig.entry_writes(), writes);
 
     left.stop().await;
     std::fs::remove_dir_all(left.drive(0)).unwrap();
@@ -157,6 +157,27 @@ async fn a_sidecar_that_was_killed_is_who_it_was_and_what_is_evicted_is_taken_ou
     }
     assert_eq!(gone, 12);
     finds(&right, file.path(), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_has_left_is_forgotten_on_demand_and_one_that_lives_is_not() {
+    let fleet = Fleet::new();
+    let (left, mut right) = (fleet.node(1), fleet.node(2));
+    let address = left.address().to_string();
+    let forget = |node| refrain(["nodes", "--forget", node, "--addr", &address]);
+    let known = || -> Vec<_> {
+        let nodes = ask(&left, "nodes")["nodes"].as_array().unwrap().clone();
+        nodes.iter().map(|node| node["node"].as_u64().unwrap()).collect()
+    };
+    eventually("both are known", PATIENCE, async || (known() == [1, 2]).then_some(())).await;
+    forget("2").refused("node 2 is in the fleet");
+    forget("1").refused("node 1 is in the fleet");
+    forget("3").refused("the fleet has no node 3");
+    right.stop().await;
+    assert_eq!(forget("2").code, 0);
+    eventually("it is forgotten", PATIENCE, async || (known() == [1]).then_some(())).await;
+    right.start_again();
+    eventually("it is back", PATIENCE, async || (known() == [1, 2]).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -578,6 +578,13 @@ pub struct NodesResponse {
     #[prost(message, repeated, tag = "2")]
     pub nodes: ::prost::alloc::vec::Vec<NodeInfo>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNodeRequest {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNodeResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhereRequest {
     #[prost(oneof = "where_request::Subject", tags = "1, 2")]
@@ -2687,6 +2694,32 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("refrain.v1.Admin", "Nodes"));
             self.inner.unary(req, path, codec).await
         }
+        /// Strikes a node that has left for good from the registry: its entries are swept, and its number is
+        /// free. NOT_FOUND where there is none of that number, FAILED_PRECONDITION while it lives.
+        pub async fn forget_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetNodeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/refrain.v1.Admin/ForgetNode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("refrain.v1.Admin", "ForgetNode"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
         pub async fn r#where(
             &mut self,
@@ -2807,6 +2840,15 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::NodesRequest>,
         ) -> std::result::Result<tonic::Response<super::NodesResponse>, tonic::Status>;
+        /// Strikes a node that has left for good from the registry: its entries are swept, and its number is
+        /// free. NOT_FOUND where there is none of that number, FAILED_PRECONDITION while it lives.
+        async fn forget_node(
+            &self,
+            request: tonic::Request<super::ForgetNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetNodeResponse>,
+            tonic::Status,
+        >;
         /// Which nodes are thought to hold a prompt's blocks. Refused where this node is in no fleet.
         async fn r#where(
             &self,
@@ -3361,6 +3403,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = NodesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/refrain.v1.Admin/ForgetNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetNodeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ForgetNodeRequest>
+                    for ForgetNodeSvc<T> {
+                        type Response = super::ForgetNodeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::forget_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetNodeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
