@@ -188,7 +188,12 @@ async fn ask(
 ) -> Option<Remote> {
     let (link, until) = (&candidate.link, deadline.into());
     let (first, blocks) = (question.request.first_block, Arc::clone(&question.blocks));
-    let up = tokio::time::timeout_at(until, link.reach()).await.ok()??;
+    let Ok(reached) = tokio::time::timeout_at(until, link.reach()).await else {
+        // Those behind this one do not wait as well until it connects.
+        link.rest(&LinkError::Late);
+        return None;
+    };
+    let up = reached?;
     let asking = {
         let (link, up) = (Arc::clone(link), Arc::clone(&up));
         let late = until + AFTERTHOUGHT;
@@ -225,8 +230,7 @@ async fn ask(
     match (end, &remote) {
         (Asked::Offered, Some(remote)) => candidate.holds(node, chain, holds(remote.blocks)),
         (Asked::Nothing, _) => candidate.holds(node, chain, holds(0)),
-        (Asked::Late | Asked::Failed, _) => candidate.is_silent(node),
-        (Asked::Offered | Asked::Refused, _) => {}
+        (Asked::Offered | Asked::Refused | Asked::Late | Asked::Failed, _) => {}
     }
     remote
 }

@@ -27,7 +27,10 @@ use tracing::{info, warn};
 
 /// For a connection, TLS and the first call.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// How long a peer that failed is left alone.
+/// How long a peer that did not answer is left alone: one that is back at once, or was late for once,
+/// costs hits for no longer. Twice as long each time that follows, up to [`PAUSE`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// How long a peer is left alone that answers, and does not do as it says.
 const PAUSE: Duration = Duration::from_secs(3);
 /// As above, where an operator must act before anything changes.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
@@ -70,6 +73,8 @@ pub(crate) enum LinkError {
     Answer,
     #[error("it answered too late")]
     Late,
+    #[error("it stopped sending")]
+    Stalled,
     #[error("it is draining")]
     Draining,
     #[error("receive from it")]
@@ -79,20 +84,19 @@ pub(crate) enum LinkError {
 }
 
 impl LinkError {
-    /// For how long it is not asked again.
+    /// For how long it is not asked again, at least.
     fn pause(&self) -> Duration {
         match self {
             Self::PlainText { .. } | Self::Version { .. } | Self::Secret => LONG_PAUSE,
+            Self::Answer | Self::Stalled | Self::Lie { .. } => PAUSE,
             Self::Resolve { .. }
             | Self::Connect { .. }
             | Self::Silent
             | Self::Channel { .. }
             | Self::Call { .. }
-            | Self::Answer
             | Self::Late
             | Self::Draining
-            | Self::Transfer { .. }
-            | Self::Lie { .. } => PAUSE,
+            | Self::Transfer { .. } => PAUSE_MIN,
         }
     }
 }
@@ -134,6 +138,8 @@ enum Standing {
 #[derive(Debug, Default)]
 struct Rest {
     until: Option<Instant>,
+    /// How long the last one was.
+    pause: Duration,
     reason: String,
 }
 
@@ -206,6 +212,8 @@ impl Link {
             match connected.unwrap_or(Err(LinkError::Silent)) {
                 Ok(up) => {
                     info!(peer = %link.address, "peer is up");
+                    // Whoever found it slow to connect waits no longer.
+                    link.resting().until = None;
                     link.standing.send_replace(Standing::Up(Arc::new(up)));
                 }
                 Err(error) => {
@@ -267,16 +275,19 @@ impl Link {
         Err(last)
     }
 
-    /// Leaves it alone for some seconds.
+    /// Leaves it alone for a while.
     pub(super) fn rest(&self, why: &LinkError) {
+        let now = self.common.clock.now();
         let mut rest = self.resting();
         let reason = said(why);
-        let is_news = rest.reason != reason || !self.is_over(&rest);
-        rest.until = Some(self.common.clock.now() + why.pause());
+        let is_news = rest.reason != reason || !rest.goes_on(now);
+        rest.begin(now, why.pause());
+        let pause = rest.pause;
+        rest.reason.clone_from(&reason);
+        drop(rest);
         if is_news {
-            warn!(peer = %self.address, reason, "peer is left alone for some seconds");
+            warn!(peer = %self.address, reason, ?pause, "peer is left alone for a while");
         }
-        rest.reason = reason;
     }
 
     /// As `rest`, of one whose connection is of no more use.
@@ -291,13 +302,8 @@ impl Link {
         });
     }
 
-    fn is_resting(&self) -> bool {
-        let rest = self.resting();
-        !self.is_over(&rest)
-    }
-
-    fn is_over(&self, rest: &Rest) -> bool {
-        rest.until.is_none_or(|until| until <= self.common.clock.now())
+    pub(super) fn is_resting(&self) -> bool {
+        self.resting().is_on(self.common.clock.now())
     }
 
     fn resting(&self) -> MutexGuard<'_, Rest> {
@@ -353,6 +359,31 @@ impl Link {
             fetched_blocks: self.fetched_blocks.load(Ordering::Relaxed),
             missed_blocks: self.missed_blocks.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Rest {
+    fn is_on(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    /// Whether a failure now follows the one before it.
+    fn goes_on(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until + PAUSE)
+    }
+
+    fn begin(&mut self, now: Instant, least: Duration) {
+        let is_on = self.is_on(now);
+        if is_on && least <= self.pause {
+            // What several lookups find out together happened once.
+            return;
+        }
+        self.pause = if self.goes_on(now) && !is_on {
+            least.max((2 * self.pause).min(PAUSE))
+        } else {
+            least
+        };
+        self.until = Some(now + self.pause);
     }
 }
 

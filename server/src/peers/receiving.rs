@@ -73,7 +73,7 @@ pub(super) async fn receive(
             share.arrivals.miss = Miss::Deadline;
             // One that was not asked yet, as other loads have all connections, is not to blame.
             if share.last.is_some_and(|last| now.saturating_duration_since(last) >= STALL) {
-                link.rest(&LinkError::Late);
+                link.rest(&LinkError::Stalled);
             }
         }
     }

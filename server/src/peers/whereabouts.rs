@@ -65,9 +65,15 @@ impl Whereabouts {
             // Of an address that nobody could reach, whoever published it is told at its start.
             let Ok(address) = owner.address.parse::<PeerAddress>() else { continue };
             let is_listed = self.listed.iter().any(|link| link.address == address);
-            if !is_listed {
-                let link = self.link(&address, node.clock.now());
+            if is_listed {
+                continue;
+            }
+            let link = self.link(&address, node.clock.now());
+            if !link.is_resting() {
                 candidates.push(Candidate { link, owner: Some((owner, first + reach)) });
+            }
+            if candidates.len() == OWNERS_ASKED {
+                break;
             }
         }
         candidates
@@ -103,13 +109,6 @@ impl Candidate {
             }
         }
     }
-
-    /// It does not answer.
-    pub(super) fn is_silent(&self, node: &Node) {
-        if let (Some((owner, _)), Some(directory)) = (&self.owner, directory(node)) {
-            directory.suspect(owner.node);
-        }
-    }
 }
 
 fn directory(node: &Node) -> Option<&Directory> {
@@ -123,7 +122,7 @@ fn furthest(located: Located) -> Vec<(Owner, usize)> {
     runs.sort_by_key(|run| std::cmp::Reverse(run.first + run.count));
     let mut known = BTreeSet::new();
     let runs = runs.into_iter().filter(|run| known.insert(run.owner.node));
-    runs.take(OWNERS_ASKED).map(|run| (run.owner, run.first + run.count)).collect()
+    runs.map(|run| (run.owner, run.first + run.count)).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Proves which of a peer's addresses is taken, and what a load is expected to take over some connections.
+//! Proves which of a peer's addresses is taken, what a load is expected to take over some connections, and
+//! for how long a peer is left alone.
 
 use super::*;
 use tokio::net::TcpListener;
@@ -36,4 +37,30 @@ async fn a_load_over_several_connections_is_expected_as_fast_as_all_of_them() {
     link.learn(1 << 20, Duration::from_secs(1));
     assert_eq!(expected(4 << 20), 4000, "it goes over one");
     assert_eq!(expected(64 << 20), 16_000, "it goes over four");
+}
+
+#[test]
+fn a_peer_is_left_alone_for_longer_each_time_that_follows_and_after_a_quiet_time_for_a_moment_again()
+ {
+    let start = Instant::now();
+    let mut rest = Rest::default();
+    let mut now = start;
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        rest.begin(now, PAUSE_MIN);
+        // Others that find out the same meanwhile change nothing.
+        rest.begin(now + PAUSE_MIN / 2, PAUSE_MIN);
+        pauses.push(rest.pause.as_millis());
+        now = rest.until.unwrap();
+        assert!(!rest.is_on(now) && rest.is_on(now.checked_sub(PAUSE_MIN / 2).unwrap()));
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3000, 3000]);
+    now += PAUSE;
+    rest.begin(now, PAUSE_MIN);
+    assert_eq!(rest.pause, PAUSE_MIN);
+    // What an operator must mend is no matter of patience.
+    rest.begin(now, LONG_PAUSE);
+    assert_eq!(rest.until, Some(now + LONG_PAUSE));
+    rest.begin(now + LONG_PAUSE, PAUSE_MIN);
+    assert_eq!(rest.pause, PAUSE);
 }
