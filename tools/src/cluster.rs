@@ -65,6 +65,8 @@ pub enum ClusterError {
 #[derive(Debug)]
 pub struct Cluster {
     home: PathBuf,
+    /// Where all of them listen.
+    host: Ipv4Addr,
     tls: Option<TlsFiles>,
     servers: Vec<Server>,
 }
@@ -78,32 +80,37 @@ struct Server {
 impl Cluster {
     /// Three masters with a replica each, in directories under `home`; returns when they serve.
     pub fn start(home: &Path, tls: Option<TlsFiles>) -> Result<Self, ClusterError> {
-        Self::of(home, tls, 6, 1)
+        Self::of(home, (Ipv4Addr::LOCALHOST, tls), 6, 1)
+    }
+
+    /// As `start`, at another address of this machine.
+    pub fn start_at(home: &Path, host: Ipv4Addr) -> Result<Self, ClusterError> {
+        Self::of(home, (host, None), 6, 1)
     }
 
     /// Three masters alone.
     pub fn start_masters(home: &Path) -> Result<Self, ClusterError> {
-        Self::of(home, None, 3, 0)
+        Self::of(home, (Ipv4Addr::LOCALHOST, None), 3, 0)
     }
 
     /// One server that is no part of a cluster.
     pub fn start_alone(home: &Path) -> Result<Self, ClusterError> {
-        Self::of(home, None, 1, 0)
+        Self::of(home, (Ipv4Addr::LOCALHOST, None), 1, 0)
     }
 
     fn of(
         home: &Path,
-        tls: Option<TlsFiles>,
+        (host, tls): (Ipv4Addr, Option<TlsFiles>),
         servers: usize,
         replicas: usize,
     ) -> Result<Self, ClusterError> {
         let home = std::path::absolute(home).unwrap_or_else(|_| home.into());
-        let mut cluster = Self { home, tls, servers: Vec::new() };
+        let mut cluster = Self { home, host, tls, servers: Vec::new() };
         let user = cluster.user_file();
         write(&cluster.home.join("users.acl"), &users())?;
         write(&user, &format!("refrain:{PASSWORD}\n"))?;
         // All at once, so that no port is given twice.
-        let ports = free_ports(2 * servers)?;
+        let ports = free_ports(host, 2 * servers)?;
         for (server, ports) in ports.chunks(2).enumerate() {
             let directory = cluster.directory(server);
             std::fs::create_dir_all(&directory)
@@ -122,7 +129,7 @@ impl Cluster {
 
     /// `HOST:PORT` of every server.
     pub fn addresses(&self) -> Vec<String> {
-        self.servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect()
+        self.servers.iter().map(|server| format!("{}:{}", self.host, server.port)).collect()
     }
 
     /// What a sidecar logs in with.
@@ -180,8 +187,8 @@ impl Cluster {
         words: impl IntoIterator<Item = &'a str>,
     ) -> Result<String, ClusterError> {
         let words: Vec<_> = words.into_iter().collect();
-        let port = self.servers[server].port.to_string();
-        let mut command = self.client(&["-h", "127.0.0.1", "-p", &port])?;
+        let (host, port) = (self.host.to_string(), self.servers[server].port.to_string());
+        let mut command = self.client(&["-h", &host, "-p", &port])?;
         let output = command.args(&words).output();
         let run = |source| ClusterError::Run { program: words.join(" "), source };
         let output = output.map_err(run)?;
@@ -204,6 +211,7 @@ impl Cluster {
         let (port, bus, place) =
             (port.to_string(), bus.to_string(), directory.display().to_string());
         let mut own = vec![
+            ("bind", self.host.to_string()),
             ("dir", place),
             ("aclfile", users),
             ("masterauth", PASSWORD.into()),
@@ -243,7 +251,7 @@ impl Cluster {
 
     fn accepts(&mut self, server: usize) -> Result<(), ClusterError> {
         let end = Instant::now() + PATIENCE;
-        let address = (Ipv4Addr::LOCALHOST, self.servers[server].port);
+        let address = (self.host, self.servers[server].port);
         while TcpStream::connect(address).is_err() {
             let log = self.directory(server).join("log");
             let process = self.servers[server].process.as_mut();
@@ -347,8 +355,8 @@ fn write(path: &Path, text: &str) -> Result<(), ClusterError> {
     write().map_err(|source| ClusterError::Write { path: path.into(), source })
 }
 
-fn free_ports(count: usize) -> Result<Vec<u16>, ClusterError> {
-    let listen = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+fn free_ports(host: Ipv4Addr, count: usize) -> Result<Vec<u16>, ClusterError> {
+    let listen = |_| TcpListener::bind((host, 0));
     let listeners: io::Result<Vec<_>> = (0..count).map(listen).collect();
     let ports = listeners.and_then(|listeners| {
         listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod commands;
 pub mod hex;
 pub mod namespace;
+pub mod network;
 pub mod prefix;
 mod process;
 pub mod prompt;

@@ -26,6 +26,8 @@ pub struct SidecarConfig {
     pub executable: PathBuf,
     pub directory: PathBuf,
     pub capacity_bytes: u64,
+    /// Words before its command, of one that runs what follows, as `nsenter` does elsewhere.
+    pub within: Vec<OsString>,
     /// Further flags of `refrain serve`.
     pub flags: Vec<OsString>,
     /// How long it may take until it accepts.
@@ -76,6 +78,7 @@ impl SidecarConfig {
             executable,
             directory: directory.to_owned(),
             capacity_bytes,
+            within: Vec::new(),
             flags: Vec::new(),
             start_limit: Duration::from_mins(2),
             stop_limit: Duration::from_mins(1),
@@ -83,7 +86,14 @@ impl SidecarConfig {
     }
 
     fn command(&self, address: &Address) -> Command {
-        let mut command = Command::new(&self.executable);
+        let mut command = match self.within.split_first() {
+            Some((runner, words)) => {
+                let mut command = Command::new(runner);
+                command.args(words).arg(&self.executable);
+                command
+            }
+            None => Command::new(&self.executable),
+        };
         command
             .arg("tied")
             .arg(std::process::id().to_string())

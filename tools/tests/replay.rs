@@ -120,6 +120,10 @@ fn sum(lines: &[Value], key: &str) -> u64 {
     lines.iter().map(|line| line[key].as_u64().expect("it is a number")).sum()
 }
 
+fn hits(lines: &[Value]) -> u64 {
+    ["hit_host", "hit_ssd", "hit_peer"].map(|key| sum(lines, key)).iter().sum()
+}
+
 /// Returns when whoever accepted the connection is gone.
 fn await_end(mut stream: UnixStream) {
     stream.set_read_timeout(Some(LONG)).expect("it is open");
@@ -176,14 +180,12 @@ fn a_fleet_whose_directory_is_emptied_loses_hits_and_regains_all_of_them() {
     let regained = (20..60).map(|prompt| (40, prompt));
     // The new prompt between them is what the flush goes with.
     bench.prompts(before.chain([(5, 1000)]).chain(lost).chain(regained));
-    let flags = ["--nodes", "3", "--speed", "1", "--flush-at", "60"];
+    // Whoever is asked may be busy with other tests.
+    let flags = ["--nodes", "3", "--speed", "1", "--flush-at", "60", "--lookup-deadline", "2s"];
     let written = ["--hit-log", "hits.jsonl", "--plot", "hits.svg"];
     let report = report(&bench.own(&flags).args(written).output().unwrap());
     assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
     let lines = bench.hit_log();
-    let hits = |lines: &[Value]| {
-        ["hit_host", "hit_ssd", "hit_peer"].map(|key| sum(lines, key)).iter().sum::<u64>()
-    };
     let (lost, regained) = lines[61..].split_at(20);
     assert_eq!((sum(lost, "ideal_hit"), sum(regained, "ideal_hit")), (160, 320));
     assert!(hits(lost) < 160, "{report}");
@@ -201,6 +203,50 @@ fn a_fleet_whose_directory_is_emptied_loses_hits_and_regains_all_of_them() {
         assert_eq!(points, seconds.len(), "{id}: {svg}");
     }
     assert!(svg.contains("id=\"disturbance\"") && svg.contains("directory emptied"), "{svg}");
+}
+
+/// Prompts come before two of three nodes are parted, while they are, and when they are not any more.
+#[test]
+fn two_nodes_that_are_parted_lose_hits_on_each_other_and_regain_all_of_them() {
+    let bench = Bench::new();
+    let before = (0..60).map(|prompt| (0, prompt));
+    let lost = (0..20).map(|prompt| (6, prompt));
+    let regained = (20..60).map(|prompt| (24, prompt));
+    // The new prompt between them is what they are parted with, for ten seconds.
+    bench.prompts(before.chain([(5, 1000)]).chain(lost).chain(regained));
+    let flags = ["--nodes", "3", "--speed", "1", "--part-at", "60", "--lookup-deadline", "200ms"];
+    let output = bench.own(&flags).args(["--hit-log", "hits.jsonl"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("take root, or user namespaces") {
+        eprintln!("SKIPPED: {said}");
+        return;
+    }
+    let report = report(&output);
+    assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+    assert_eq!(report["misses"], serde_json::json!({}), "every load came whole, and in time");
+    let lines = bench.hit_log();
+    let (lost, regained) = lines[61..].split_at(20);
+    assert_eq!((sum(lost, "ideal_hit"), sum(regained, "ideal_hit")), (160, 320));
+    assert!(hits(lost) < 160, "{report}");
+    // Each still has the third one.
+    assert!(sum(lost, "hit_peer") > 0, "{lost:?}");
+    assert_eq!(hits(regained), 320, "{regained:?}");
+    assert_eq!(bench.left(), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn nodes_that_are_restarted_one_after_the_other_fail_no_request() {
+    let bench = Bench::new();
+    // Ten a second, in ten rounds.
+    bench.prompts((0..200).map(|request| (request / 10, request % 20)));
+    let flags = ["--nodes", "3", "--speed", "1", "--roll-at", "20", "--lookup-deadline", "2s"];
+    let report = report(&bench.own(&flags).args(["--hit-log", "hits.jsonl"]).output().unwrap());
+    assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+    assert_eq!((&report["restarts"], &report["killed"]), (&3.into(), &false.into()));
+    // The last of them is back for some seconds.
+    let last = &bench.hit_log()[180..];
+    assert_eq!(hits(last), sum(last, "ideal_hit"), "{report}");
+    assert_eq!(bench.left(), [] as [PathBuf; 0]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! asked to. The end goes the other way, and is the same after Ctrl-C and after a failure: sessions
 //! are closed, the sidecar is stopped, the report is printed, a temporary directory is removed.
 
+use crate::network;
 use crate::trace::{self, TraceError};
 use anyhow::{Context, Result, bail, ensure};
 use host::{Host, HostError};
@@ -83,6 +84,10 @@ pub fn run(args: &Args) -> Result<()> {
     let shape = Shape::new(args.block_bytes, args.layers)?;
     let requests = survey(args)?;
     let disturbance = args.disturbance(requests)?;
+    if args.part_at.is_some() && !args.apart {
+        // Before there is any thread, which would stay behind.
+        return Err(network::apart(std::env::args_os().skip(1).chain(["--apart".into()])).into());
+    }
     let records = Records::create(args)?;
     let runtime = Runtime::new().context("start the runtime")?;
     let (events, inbox) = mpsc::channel();

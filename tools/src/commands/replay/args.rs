@@ -90,6 +90,9 @@ pub struct Args {
     /// Which node of a fleet serves a request
     #[arg(long, value_name = "HOW", value_enum, default_value_t = RouteBy::Random)]
     pub(super) route: RouteBy,
+    /// How long a node's lookup waits for its peers [default: the sidecar's]
+    #[arg(long, value_name = "TIME")]
+    pub(super) lookup_deadline: Option<String>,
     /// What --kill-at kills; servers of the directory are started again after five seconds
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Victim::Sidecar,
         requires = "kill_at")]
@@ -101,6 +104,17 @@ pub struct Args {
     /// starts; it is sent no other request until then
     #[arg(long, value_name = "N|half", group = "disturbance")]
     pub(super) pause_at: Option<At>,
+    /// Part the first two nodes for ten seconds when this request of the replay starts: what one sends
+    /// the other is dropped. Takes root or user namespaces, util-linux and iproute2
+    #[arg(long, value_name = "N|half", group = "disturbance")]
+    pub(super) part_at: Option<At>,
+    /// Stop each node's sidecar (SIGTERM) and start it again, one every five seconds, from when this
+    /// request of the replay starts
+    #[arg(long, value_name = "N|half", group = "disturbance")]
+    pub(super) roll_at: Option<At>,
+    /// This process has a network of its own already
+    #[arg(long, hide = true)]
+    pub(super) apart: bool,
 
     /// Workers, each with a session of its own
     #[arg(long, value_name = "N", default_value_t = 1,
@@ -193,6 +207,8 @@ pub(super) enum How {
     Restart,
     Flush,
     Pause,
+    Part,
+    Roll,
 }
 
 impl Args {
@@ -207,6 +223,8 @@ impl Args {
             (self.restart_at, How::Restart),
             (self.flush_at, How::Flush),
             (self.pause_at, How::Pause),
+            (self.part_at, How::Part),
+            (self.roll_at, How::Roll),
         ];
         let Some((at, how)) = flags.into_iter().find_map(|(at, how)| Some((at?, how))) else {
             return Ok(None);
@@ -229,6 +247,8 @@ impl fmt::Display for How {
             Self::Restart => "sidecar restarted",
             Self::Flush => "directory emptied",
             Self::Pause => "sidecar held",
+            Self::Part => "nodes parted",
+            Self::Roll => "nodes restarted in turn",
         })
     }
 }
@@ -297,6 +317,8 @@ mod tests {
             ("--kill-at 1 --kill master", How::Kill(Victim::Master)),
             ("--flush-at 1", How::Flush),
             ("--pause-at 1", How::Pause),
+            ("--part-at 1", How::Part),
+            ("--roll-at 1", How::Roll),
         ];
         for (flags, how) in of_fleets {
             let alone = "a sidecar alone is no fleet: give --nodes";

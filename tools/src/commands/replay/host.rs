@@ -4,44 +4,67 @@ use super::Args;
 use super::args::{How, Victim};
 use super::report::Restarts;
 use crate::cluster::{Cluster, ClusterError};
+use crate::network::{HUB, Network, NetworkError};
 use crate::sidecar::{Sidecar, SidecarConfig, SidecarError};
 use anyhow::{Context, Result};
 use refrain_client::Address;
 use rustix::process::Signal;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use thiserror::Error;
 
-/// How long servers of the directory that were killed, and a sidecar that is held, are away.
+/// How long servers of the directory that were killed, and a sidecar that is held, are away; and the time
+/// between two sidecars that are restarted in turn.
 const AWAY: Duration = Duration::from_secs(5);
+/// Nodes are apart for so long that connections between them are given up.
+const APART: Duration = Duration::from_secs(10);
 /// The node whose sidecar is disturbed, from 0.
 const DISTURBED: usize = 0;
+/// The nodes that are parted.
+const PARTED: [usize; 2] = [0, 1];
+/// Where each node of a network of its own is reached.
+const PEERS_PORT: u16 = 9470;
 
 pub(super) enum Host {
-    /// Its directory is removed after it where it is a temporary one.
-    Own {
-        sidecars: Vec<Sidecar>,
-        directory: Option<Cluster>,
-        /// Who comes back, and when.
-        away: Option<(Instant, Away)>,
-        _home: Option<TempDir>,
-    },
-    Other {
-        address: Address,
-    },
+    Own(Box<Own>),
+    Other(Address),
 }
 
-pub(super) enum Away {
+/// Its directory is removed after it where it is a temporary one.
+pub(super) struct Own {
+    sidecars: Vec<Sidecar>,
+    directory: Option<Cluster>,
+    /// Where nodes can be parted.
+    network: Option<Network>,
+    /// Who comes back, and when.
+    away: Option<(Instant, Away)>,
+    _home: Option<TempDir>,
+}
+
+enum Away {
     /// Of the directory.
     Servers(Vec<usize>),
     /// That of [`DISTURBED`].
     Sidecar,
+    /// What is between [`PARTED`].
+    Link,
+    /// The next sidecar to be restarted.
+    Next(usize),
+}
+
+/// How far a disturbance has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step {
+    pub(super) restarted: Option<Restarts>,
+    /// All is there again.
+    pub(super) is_over: bool,
 }
 
 /// Why the hosts do not go on.
@@ -51,13 +74,72 @@ pub(super) enum HostError {
     Sidecar(#[from] SidecarError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 impl Host {
     pub(super) fn start(args: &Args) -> Result<Self> {
-        if let Some(address) = &args.addr {
-            return Ok(Self::Other { address: address.clone() });
+        match &args.addr {
+            Some(address) => Ok(Self::Other(address.clone())),
+            None => Ok(Self::Own(Box::new(Own::start(args)?))),
         }
+    }
+
+    /// Of every sidecar.
+    pub(super) fn addresses(&self) -> Vec<&Address> {
+        match self {
+            Self::Own(own) => own.sidecars.iter().map(Sidecar::address).collect(),
+            Self::Other(address) => vec![address],
+        }
+    }
+
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
+    /// Fails when one of our own has ended without being told to.
+    pub(super) fn check(&mut self) -> Result<(), HostError> {
+        if let Self::Own(own) = self {
+            own.sidecars.iter_mut().try_for_each(Sidecar::check)?;
+        }
+        Ok(())
+    }
+
+    /// Brings back who was away, when it is time.
+    pub(super) fn tend(&mut self) -> Result<Option<Step>, HostError> {
+        match self {
+            Self::Own(own) => own.tend(),
+            Self::Other(_) => Ok(None),
+        }
+    }
+
+    /// Disturbs what is our own.
+    pub(super) fn disturb(&mut self, how: How) -> Result<Step, HostError> {
+        match self {
+            Self::Own(own) => own.disturb(how),
+            Self::Other(_) => Ok(Step::default()),
+        }
+    }
+
+    /// The node that is held, from 0.
+    pub(super) fn held(&self) -> Option<usize> {
+        let Self::Own(own) = self else { return None };
+        matches!(own.away, Some((_, Away::Sidecar))).then_some(DISTURBED)
+    }
+
+    /// Stops our own sidecars and removes their directory; `abandoned` waits for nothing.
+    pub(super) fn end(self, abandoned: bool) -> Result<(), SidecarError> {
+        match self {
+            Self::Own(own) if !abandoned => own.end(),
+            // Dropping them kills them.
+            Self::Own(_) | Self::Other(_) => Ok(()),
+        }
+    }
+}
+
+impl Own {
+    fn start(args: &Args) -> Result<Self> {
         let temporary = match args.dir {
             Some(_) => None,
             // A path without the directory that we are in: what a socket may have is short.
@@ -69,112 +151,114 @@ impl Host {
             ),
         };
         let home = match (&args.dir, &temporary) {
-            (Some(directory), _) => directory.as_path(),
-            (None, Some(temporary)) => temporary.path(),
-            (None, None) => Path::new("."),
+            (Some(directory), _) => directory.clone(),
+            (None, Some(temporary)) => temporary.path().into(),
+            (None, None) => PathBuf::from("."),
         };
-        if args.nodes == 1 {
-            let sidecars = vec![Sidecar::start(config(args, home)?)?];
-            return Ok(Self::Own { sidecars, directory: None, away: None, _home: temporary });
+        if args.nodes > 1 {
+            return Self::start_fleet(args, &home, temporary);
         }
+        let sidecars = vec![Sidecar::start(config(args, &home)?)?];
+        Ok(Self { sidecars, directory: None, network: None, away: None, _home: temporary })
+    }
+
+    fn start_fleet(args: &Args, home: &Path, temporary: Option<TempDir>) -> Result<Self> {
+        let network = if args.apart { Some(Network::start(args.nodes)?) } else { None };
         let servers = home.join("directory");
         std::fs::create_dir_all(&servers).with_context(|| format!("make {}", servers.display()))?;
-        let cluster = Cluster::start(&servers, None)?;
+        let cluster = match network {
+            Some(_) => Cluster::start_at(&servers, HUB)?,
+            None => Cluster::start(&servers, None)?,
+        };
         let secret = home.join("secret");
         write_secret(&secret).with_context(|| format!("write {}", secret.display()))?;
+        let peers = home.join("peers.toml");
+        write_peers(&peers, args).with_context(|| format!("write {}", peers.display()))?;
         let start = |node: u16| {
             let mut config = config(args, &home.join(format!("node-{node}")))?;
+            config.flags.extend(["--config".into(), peers.clone().into_os_string()]);
             config.flags.extend(["--secret-file".into(), secret.clone().into_os_string()]);
-            config.flags.extend(fleet_flags(&cluster, node)?);
+            let address = match &network {
+                Some(network) => {
+                    config.within = network.within(usize::from(node - 1));
+                    SocketAddrV4::new(network.address(usize::from(node - 1)), PEERS_PORT)
+                }
+                None => free_address()?,
+            };
+            config.flags.extend(fleet_flags(&cluster, node, address));
             anyhow::Ok(Sidecar::start(config)?)
         };
         let sidecars = (1..=args.nodes).map(start).collect::<Result<_>>()?;
-        Ok(Self::Own { sidecars, directory: Some(cluster), away: None, _home: temporary })
+        Ok(Self { sidecars, directory: Some(cluster), network, away: None, _home: temporary })
     }
 
-    /// Of every sidecar.
-    pub(super) fn addresses(&self) -> Vec<&Address> {
-        match self {
-            Self::Own { sidecars, .. } => sidecars.iter().map(Sidecar::address).collect(),
-            Self::Other { address } => vec![address],
-        }
-    }
-
-    pub(super) fn is_own(&self) -> bool {
-        matches!(self, Self::Own { .. })
-    }
-
-    /// Fails when one of our own has ended without being told to.
-    pub(super) fn check(&mut self) -> Result<(), HostError> {
-        if let Self::Own { sidecars, .. } = self {
-            sidecars.iter_mut().try_for_each(Sidecar::check)?;
-        }
-        Ok(())
-    }
-
-    /// Brings back who was away, when it is time; whether it was.
-    pub(super) fn tend(&mut self) -> Result<bool, HostError> {
-        let Self::Own { sidecars, directory, away, .. } = self else { return Ok(false) };
-        let Some((_, who)) = away.take_if(|(until, _)| Instant::now() >= *until) else {
-            return Ok(false);
+    fn tend(&mut self) -> Result<Option<Step>, HostError> {
+        let Some((_, who)) = self.away.take_if(|(until, _)| Instant::now() >= *until) else {
+            return Ok(None);
         };
-        match (who, directory) {
-            (Away::Sidecar, _) => sidecars[DISTURBED].signal(Signal::CONT)?,
-            (Away::Servers(servers), Some(cluster)) => {
+        match (who, &mut self.directory, &self.network) {
+            (Away::Sidecar, ..) => self.sidecars[DISTURBED].signal(Signal::CONT)?,
+            (Away::Servers(servers), Some(cluster), _) => {
                 servers.into_iter().try_for_each(|server| cluster.restart(server))?;
             }
-            (Away::Servers(_), None) => {}
+            (Away::Link, _, Some(network)) => network.mend(PARTED)?,
+            (Away::Next(node), ..) => return self.restart_in_turn(node).map(Some),
+            // Who was never there is not away.
+            (Away::Servers(_), None, _) | (Away::Link, _, None) => {}
         }
-        Ok(true)
+        Ok(Some(Step { is_over: true, ..Step::default() }))
     }
 
-    /// The node that is held, from 0.
-    pub(super) fn held(&self) -> Option<usize> {
-        matches!(self, Self::Own { away: Some((_, Away::Sidecar)), .. }).then_some(DISTURBED)
-    }
-
-    /// Disturbs what is our own; how a sidecar came back, where one was started again.
-    pub(super) fn disturb(&mut self, how: How) -> Result<Option<Restarts>, HostError> {
-        let Self::Own { sidecars, directory, away, .. } = self else { return Ok(None) };
-        let sidecar = &mut sidecars[DISTURBED];
-        let gone = match (how, directory) {
-            (How::Kill(Victim::Sidecar) | How::Restart, _) => {
+    fn disturb(&mut self, how: How) -> Result<Step, HostError> {
+        let sidecar = &mut self.sidecars[DISTURBED];
+        let (gone, time) = match (how, &mut self.directory, &self.network) {
+            (How::Kill(Victim::Sidecar) | How::Restart, ..) => {
                 let killed = how != How::Restart;
                 if killed { sidecar.kill() } else { sidecar.stop() }?;
                 let start_time = sidecar.restart()?;
-                return Ok(Some(Restarts { count: 1, killed, start_time }));
+                let restarted = Some(Restarts { count: 1, killed, start_time });
+                return Ok(Step { restarted, is_over: true });
             }
-            (How::Pause, _) => {
+            (How::Roll, ..) => return self.restart_in_turn(0),
+            (How::Pause, ..) => {
                 sidecar.signal(Signal::STOP)?;
-                Away::Sidecar
+                (Away::Sidecar, AWAY)
             }
-            (How::Kill(victim), Some(cluster)) => Away::Servers(kill(cluster, victim)?),
-            (How::Flush, Some(cluster)) => {
+            (How::Kill(victim), Some(cluster), _) => (Away::Servers(kill(cluster, victim)?), AWAY),
+            (How::Flush, Some(cluster), _) => {
                 let flush = |master| cluster.command(master, ["FLUSHALL", "ASYNC"]).map(drop);
                 cluster.masters().into_iter().try_for_each(flush)?;
-                return Ok(None);
+                return Ok(Step::default());
+            }
+            (How::Part, _, Some(network)) => {
+                network.part(PARTED)?;
+                (Away::Link, APART)
             }
             // The flags refuse it.
-            (How::Kill(_) | How::Flush, None) => return Ok(None),
+            (How::Kill(_) | How::Flush, None, _) | (How::Part, _, None) => {
+                return Ok(Step::default());
+            }
         };
-        *away = Some((Instant::now() + AWAY, gone));
-        Ok(None)
+        self.away = Some((Instant::now() + time, gone));
+        Ok(Step::default())
     }
 
-    /// Stops our own sidecars and removes their directory; `abandoned` waits for nothing.
-    pub(super) fn end(mut self, abandoned: bool) -> Result<(), SidecarError> {
-        match &mut self {
-            Self::Own { sidecars, away, .. } if !abandoned => {
-                // One that is held hears nothing else.
-                if let Some((_, Away::Sidecar)) = away {
-                    sidecars[DISTURBED].signal(Signal::CONT)?;
-                }
-                let mut running = sidecars.iter_mut().filter(|sidecar| sidecar.pid().is_some());
-                running.try_for_each(Sidecar::stop)
-            }
-            // Dropping them kills them.
-            Self::Own { .. } | Self::Other { .. } => Ok(()),
+    /// Restarts a sidecar; the one behind it is the next.
+    fn restart_in_turn(&mut self, node: usize) -> Result<Step, HostError> {
+        let start_time = self.sidecars[node].restart()?;
+        let is_over = node + 1 == self.sidecars.len();
+        self.away = (!is_over).then(|| (Instant::now() + AWAY, Away::Next(node + 1)));
+        let restarted = Some(Restarts { count: 1, killed: false, start_time });
+        Ok(Step { restarted, is_over })
+    }
+
+    fn end(mut self: Box<Self>) -> Result<(), SidecarError> {
+        // One that is held hears nothing else.
+        if let Some((_, Away::Sidecar)) = self.away {
+            self.sidecars[DISTURBED].signal(Signal::CONT)?;
         }
+        let mut running = self.sidecars.iter_mut().filter(|sidecar| sidecar.pid().is_some());
+        running.try_for_each(Sidecar::stop)
     }
 }
 
@@ -209,19 +293,34 @@ fn config(args: &Args, directory: &Path) -> Result<SidecarConfig> {
 }
 
 /// What makes it a node of the fleet.
-fn fleet_flags(cluster: &Cluster, node: u16) -> Result<Vec<OsString>> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|at| at.local_addr());
-    let port = port.context("find a free port")?.port();
+fn fleet_flags(cluster: &Cluster, node: u16, address: SocketAddrV4) -> Vec<OsString> {
     let mut flags: Vec<OsString> = Vec::new();
     for address in cluster.addresses() {
         flags.extend(["--directory".into(), address.into()]);
     }
     flags.extend(["--node".into(), node.to_string().into()]);
-    let address = format!("127.0.0.1:{port}");
-    flags.extend(["--advertise".into(), address.clone().into()]);
-    flags.extend(["--listen-peers".into(), address.into()]);
+    flags.extend(["--advertise".into(), address.to_string().into()]);
+    flags.extend(["--listen-peers".into(), address.to_string().into()]);
     flags.extend(["--directory-user-file".into(), cluster.user_file().into()]);
-    Ok(flags)
+    flags
+}
+
+fn free_address() -> Result<SocketAddrV4> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr()?.port()))
+}
+
+/// What no flag says of a node's peers, in a config of all nodes.
+fn write_peers(path: &Path, args: &Args) -> std::io::Result<()> {
+    let mut text = String::from("[peers]\n");
+    if args.apart {
+        // They are beyond loopback, and yet on this machine.
+        text.push_str("plain_text = true\n");
+    }
+    if let Some(deadline) = &args.lookup_deadline {
+        writeln!(text, "lookup_deadline = {deadline:?}").expect("text takes any line");
+    }
+    std::fs::write(path, text)
 }
 
 /// Nodes name equal prompts alike by one secret; that of a replay before this one stays.

@@ -58,13 +58,13 @@ pub(super) struct Frame {
     pub(super) restarts: Restarts,
 }
 
-/// What was done to our own sidecar on the way.
+/// What was done to our own sidecars on the way.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Restarts {
     pub(super) count: u64,
     /// Whether it was killed; otherwise it was asked to stop.
     pub(super) killed: bool,
-    /// From the start of the process until it accepted.
+    /// From the start of the process until it accepted; of several, the longest.
     pub(super) start_time: Duration,
 }
 

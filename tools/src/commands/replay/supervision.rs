@@ -1,7 +1,7 @@
 //! Watches over a replay: adds up, records, shows progress, disturbs the hosts, notices their death.
 
 use super::args::How;
-use super::host::{Host, HostError};
+use super::host::{Host, HostError, Step};
 use super::outcome::Outcome;
 use super::records::Records;
 use super::report::{Frame, Report, Restarts, Totals};
@@ -67,10 +67,8 @@ impl<'a> Supervision<'a> {
         how: Option<How>,
     ) {
         while running > 0 && !self.abandoned {
-            match host.tend() {
-                Ok(true) => self.restored(host),
-                Ok(false) => {}
-                Err(error) => self.abandon(error),
+            if let Some(step) = host.tend().transpose() {
+                self.stepped(step, host);
             }
             match inbox.recv_timeout(CHECK_INTERVAL) {
                 Ok(Event::Served(outcome)) => self.served(&outcome),
@@ -123,19 +121,23 @@ impl<'a> Supervision<'a> {
     fn disturb(&mut self, host: &mut Host, how: Option<How>) {
         let Some(how) = how else { return };
         self.records.disturbed(how, self.begun.elapsed());
-        match host.disturb(how) {
-            Ok(Some(restarts)) => {
-                self.restarts = Restarts { count: self.restarts.count + 1, ..restarts };
-                self.restored(host);
-            }
-            Ok(None) => self.route.leave_out(host.held()),
-            Err(error) => self.abandon(error),
-        }
+        let step = host.disturb(how);
+        self.stepped(step, host);
     }
 
-    /// All is there again.
-    fn restored(&mut self, host: &Host) {
-        self.records.restored(self.begun.elapsed());
+    fn stepped(&mut self, step: Result<Step, HostError>, host: &Host) {
+        let Step { restarted, is_over } = match step {
+            Ok(step) => step,
+            Err(error) => return self.abandon(error),
+        };
+        if let Some(Restarts { count, killed, start_time }) = restarted {
+            self.restarts.count += count;
+            self.restarts.killed |= killed;
+            self.restarts.start_time = self.restarts.start_time.max(start_time);
+        }
+        if is_over {
+            self.records.restored(self.begun.elapsed());
+        }
         self.route.leave_out(host.held());
     }
 

@@ -101,10 +101,17 @@ impl Table<'_> {
         if let Some(restart_ms) = report.restart_ms {
             row(out, "restart", |out| {
                 let how = if report.killed { "killed (SIGKILL)" } else { "stopped (SIGTERM)" };
-                write!(
-                    out,
-                    "the sidecar was {how} and served again {restart_ms:.0} ms after its start"
-                )
+                match report.restarts {
+                    1 => write!(
+                        out,
+                        "the sidecar was {how} and served again {restart_ms:.0} ms after its start"
+                    ),
+                    count => write!(
+                        out,
+                        "{count} sidecars were {how} and served again {restart_ms:.0} ms after their \
+                         start at most"
+                    ),
+                }
             })?;
         }
         if report.sidecar_losses > 0 {
