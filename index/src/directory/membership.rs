@@ -355,8 +355,8 @@ impl Inner {
             let write = if self.holdings.holds(key) { Write::Put } else { Write::Remove };
             (key, claim, write)
         };
-        let writes: Vec<_> = keys.iter().map(write).collect();
-        self.directory.shared.write(&writes).await
+        let writes = keys.iter().map(write).collect();
+        self.directory.shared.write(writes).await
     }
 
     fn put_back(&self, keys: &[BlockKey]) {
