@@ -1,16 +1,16 @@
 //! What does the fleet's directory cost: a lookup of a long prompt, a core of its servers for probes
 //! and for publications, and the memory of an entry?
 //!
-//! Three masters on this machine, beside `redis-benchmark` in the same run: HGET of 64 buckets, and the
-//! function that publishes, over as few. `--entries N` says how many entries there are.
+//! Three masters on this machine, beside `redis-benchmark` that does the same to them in the same run.
+//! `--entries N` says how many entries there are.
 
 use refrain::cluster::Cluster;
+use refrain_benches::redis_benchmark::{Pipelines, RedisBenchmark};
 use refrain_benches::{Prompts, Samples, float, is_smoke, scratch, tell};
 use refrain_index::chain::BlockKey;
 use refrain_index::directory::{Directory, Holdings, Life, Membership, NodeId, Settings, User};
 use refrain_index::hash::SequenceHash;
 use std::io;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -24,8 +24,11 @@ const BUCKET: usize = 32;
 const BATCH: usize = 1024;
 const WAITING: usize = 8 * BATCH;
 const PATIENCE: Duration = Duration::from_mins(10);
-/// Lookups side by side.
+/// Blocks that a second node publishes.
+const SECOND: usize = 1_000_000;
+/// Lookups side by side, and the blocks of each, which are all probed at once.
 const SIDE_BY_SIDE: usize = 16;
+const PROBED: usize = 256;
 
 /// Holds whatever it is asked for.
 #[derive(Debug)]
@@ -73,7 +76,6 @@ impl std::fmt::Display for Rate {
 
 struct Bench {
     cluster: Cluster,
-    membership: Membership,
     reader: Directory,
 }
 
@@ -95,18 +97,21 @@ async fn run(cluster: Cluster, entries: usize) {
     let settings = Settings { seeds: cluster.addresses(), user, tls: None };
     let bits = entries.div_ceil(BUCKET << 14).next_power_of_two().ilog2();
     let bits = u8::try_from(bits).expect("less than 64");
-    let directory = Directory::connect(settings.clone()).expect("addresses are right");
-    let life = Life::begin(NodeId(1));
-    let membership = Membership::new(directory, "127.0.0.1:1".into(), bits, life, Arc::new(All));
-    let running = membership.clone();
-    tokio::spawn(async move { running.run().await });
-    let reader = Directory::connect(settings).expect("addresses are right");
-    let bench = Bench { cluster, membership, reader };
-    bench.until("joined", || bench.membership.is_joined()).await;
+    let directory = || Directory::connect(settings.clone()).expect("addresses are right");
+    let bench = Bench { cluster, reader: directory() };
+    let [node, other] = [1, 2].map(|node| {
+        let (address, life) = (format!("127.0.0.1:{node}"), Life::begin(NodeId(node)));
+        let membership = Membership::new(directory(), address, bits, life, Arc::new(All));
+        let running = membership.clone();
+        tokio::spawn(async move { running.run().await });
+        membership
+    });
+    until("both joined", || node.is_joined() && other.is_joined()).await;
 
     let prompts = Prompts::new(entries);
+    let saved: Vec<_> = prompts.saved().iter().map(|block| key(block.hash)).collect();
     let before = bench.used_bytes();
-    let published = bench.publish(&prompts).await;
+    let published = bench.publish(&node, &saved).await;
     let bytes = float(bench.used_bytes().saturating_sub(before)) / float(entries);
     let located = |chain: &[SequenceHash]| bench.is_located(chain.to_vec());
     let last = &prompts.chains[prompts.chains.len().saturating_sub(2)];
@@ -127,46 +132,47 @@ async fn run(cluster: Cluster, entries: usize) {
         bench.timed(&mut whole, long, long.len()).await;
         bench.timed(&mut half, &broken, long.len() / 2).await;
     }
+    let theirs = RedisBenchmark::new(&bench.cluster, 1 << (14 + bits));
+    // A batch is a pipeline to each master, and the next one waits for it.
+    let (connections, commands) = (1, BATCH / bench.cluster.len());
+    let their_puts = bench.rate(|| theirs.put(entries, Pipelines { connections, commands }));
+    theirs.load(entries);
     let probed = bench.probe(&prompts, lookups * 8).await;
-    let theirs = bench.redis_benchmark(if is_smoke() { 20_000 } else { 1_000_000 });
+    let (connections, commands) = (SIDE_BY_SIDE, PROBED / bench.cluster.len());
+    let their_gets =
+        bench.rate(|| theirs.get(probed.operations, Pipelines { connections, commands }));
+    let second = bench.publish(&other, &saved[..entries.min(SECOND)]).await;
     tell([
         format!("{entries} entries on three masters, {} buckets a slot", 1_u32 << bits),
         format!("{bytes:.1} bytes an entry (target: <= 22)"),
         format!("lookup of {} blocks that are all there: {whole}", long.len()),
         format!("lookup of {} blocks, half of them there: {half}", long.len()),
         format!("probes: {probed}"),
-        format!("redis-benchmark HGET: {}", theirs.0),
+        format!("redis-benchmark HGET: {their_gets}"),
         format!("publications: {published}"),
-        format!("redis-benchmark FCALL: {}", theirs.1),
+        format!("redis-benchmark HSETNX: {their_puts}"),
+        format!("publications of blocks that another node has published: {second}"),
         format!(
             "a server's core does {:.2} of redis-benchmark's probes, {:.2} of its publications \
              (target: >= 0.8)",
-            probed.a_core() / theirs.0.a_core(),
-            published.a_core() / theirs.1.a_core(),
+            probed.a_core() / their_gets.a_core(),
+            published.a_core() / their_puts.a_core(),
         ),
     ]);
 }
 
 impl Bench {
-    async fn until(&self, what: &str, mut is: impl FnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
-        while !is() {
-            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    async fn publish(&self, prompts: &Prompts) -> Rate {
-        let keys: Vec<_> = prompts.saved().iter().map(|block| key(block.hash)).collect();
-        let published = &self.membership.directory().counts().published;
+    async fn publish(&self, node: &Membership, keys: &[BlockKey]) -> Rate {
+        let published = &node.directory().counts().published;
         let (begin, core_seconds) = (Instant::now(), self.core_seconds());
         for some in keys.chunks(BATCH) {
-            self.until("there is room", || self.membership.pending() < WAITING).await;
-            self.membership.changed(some);
+            until("there is room", || node.pending() < WAITING).await;
+            node.changed(some);
         }
         let all = u64::try_from(keys.len()).expect("usize fits");
-        self.until("all is published", || published.load(Relaxed) >= all).await;
+        until("all is published", || published.load(Relaxed) >= all).await;
         let core_seconds = self.core_seconds() - core_seconds;
+
         Rate { operations: keys.len(), elapsed: begin.elapsed(), core_seconds }
     }
 
@@ -183,61 +189,44 @@ impl Bench {
         assert_eq!(located.runs.first().map_or(0, |run| run.count), expected, "{located:?}");
     }
 
-    /// Chains that are probed block by block, many at once.
+    /// Stretches of chains that are probed block by block, many at once.
     async fn probe(&self, prompts: &Prompts, lookups: usize) -> Rate {
-        const BLOCKS: usize = 256;
         let (begin, core_seconds) = (Instant::now(), self.core_seconds());
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..SIDE_BY_SIDE {
             let reader = self.reader.clone();
             let mut random = fastrand::Rng::with_seed(u64::try_from(task).expect("usize fits"));
-            let full = prompts.chains.iter().filter(|chain| chain.len() >= BLOCKS);
-            let chains: Vec<Vec<_>> = (0..lookups / SIDE_BY_SIDE)
-                .map(|_| {
-                    let chain = random.choice(full.clone().collect::<Vec<_>>());
-                    chain.expect("some chain is long")[..BLOCKS].to_vec()
-                })
-                .collect();
+            let full = prompts.chains.iter().filter(|chain| chain.len() >= PROBED);
+            let full: Vec<_> = full.collect();
+            let mut stretch = || {
+                let chain = random.choice(&full).expect("some chain is long");
+                let first = random.usize(..=chain.len() - PROBED);
+                chain[first..][..PROBED].to_vec()
+            };
+            let chains: Vec<_> = (0..lookups / SIDE_BY_SIDE).map(|_| stretch()).collect();
             tasks.spawn(async move {
                 for chain in chains {
                     let deadline = Instant::now() + Duration::from_secs(10);
                     let located = reader.locate(0, &chain, deadline).await;
-                    assert_eq!(located.runs.first().map_or(0, |run| run.count), BLOCKS);
+                    assert_eq!(located.runs.first().map_or(0, |run| run.count), PROBED);
                 }
             });
         }
         while let Some(done) = tasks.join_next().await {
             done.expect("every block is found");
         }
-        let operations = lookups / SIDE_BY_SIDE * SIDE_BY_SIDE * BLOCKS;
+        let operations = lookups / SIDE_BY_SIDE * SIDE_BY_SIDE * PROBED;
         let core_seconds = self.core_seconds() - core_seconds;
+
         Rate { operations, elapsed: begin.elapsed(), core_seconds }
     }
 
-    /// What those who make the server measure with: HGET of 64 buckets, and the function that publishes
-    /// an entry, which after the first of each finds it there.
-    fn redis_benchmark(&self, operations: usize) -> (Rate, Rate) {
-        let put = ["FCALL", "refrain1_put", "1", "{tag}:__rand_int__", "ownr", "__rand_int__"];
-        let puts = self.redis_benchmark_of(operations, &put);
-        let gets =
-            self.redis_benchmark_of(operations, &["HGET", "{tag}:__rand_int__", "__rand_int__"]);
-        (gets, puts)
-    }
-
-    fn redis_benchmark_of(&self, operations: usize, words: &[&str]) -> Rate {
-        let address = &self.cluster.addresses()[0];
-        let port = address.rsplit_once(':').expect("host and port").1;
-        let count = operations.to_string();
+    /// Operations that `act` does, and says how many.
+    fn rate(&self, act: impl FnOnce() -> usize) -> Rate {
         let (begin, core_seconds) = (Instant::now(), self.core_seconds());
-        let status = Command::new("redis-benchmark")
-            .args(["--cluster", "-h", "127.0.0.1", "-p", port, "--user", "admin"])
-            .args(["-a", self.cluster.password(), "-q", "-c", "6", "-P", "85", "-r", "64"])
-            .args(["-n", &count])
-            .args(words)
-            .output()
-            .expect("redis-benchmark is there");
-        assert!(status.status.success(), "{status:?}");
+        let operations = act();
         let core_seconds = self.core_seconds() - core_seconds;
+
         Rate { operations, elapsed: begin.elapsed(), core_seconds }
     }
 
@@ -266,6 +255,14 @@ impl Bench {
             info.lines().filter_map(field).sum::<f64>()
         };
         servers.map(of).sum()
+    }
+}
+
+async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod cublas;
 pub mod paged;
+pub mod redis_benchmark;
 pub mod sidecar;
 
 use refrain_index::hash::{KEY_SCHEME, SequenceHash, TenantKey};
