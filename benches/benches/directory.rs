@@ -172,7 +172,6 @@ impl Bench {
         let all = u64::try_from(keys.len()).expect("usize fits");
         until("all is published", || published.load(Relaxed) >= all).await;
         let core_seconds = self.core_seconds() - core_seconds;
-
         Rate { operations: keys.len(), elapsed: begin.elapsed(), core_seconds }
     }
 
@@ -191,6 +190,7 @@ impl Bench {
 
     /// Stretches of chains that are probed block by block, many at once.
     async fn probe(&self, prompts: &Prompts, lookups: usize) -> Rate {
+        let answered = self.answered();
         let (begin, core_seconds) = (Instant::now(), self.core_seconds());
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..SIDE_BY_SIDE {
@@ -208,17 +208,24 @@ impl Bench {
                 for chain in chains {
                     let deadline = Instant::now() + Duration::from_secs(10);
                     let located = reader.locate(0, &chain, deadline).await;
-                    assert_eq!(located.runs.first().map_or(0, |run| run.count), PROBED);
+                    let found = located.runs.first().map_or(0, |run| run.count);
+                    assert!(found == PROBED || !located.unknown.is_empty(), "{located:?}");
                 }
             });
         }
         while let Some(done) = tasks.join_next().await {
             done.expect("every block is found");
         }
-        let operations = lookups / SIDE_BY_SIDE * SIDE_BY_SIDE * PROBED;
+        let operations = self.answered() - answered;
         let core_seconds = self.core_seconds() - core_seconds;
-
         Rate { operations, elapsed: begin.elapsed(), core_seconds }
+    }
+
+    /// Probes that a server answered: on a machine that is busy with other things not all are, in time.
+    fn answered(&self) -> usize {
+        let counts = self.reader.counts();
+        let answered = counts.probes.load(Relaxed) - counts.unknown_probes.load(Relaxed);
+        usize::try_from(answered).expect("usize fits")
     }
 
     /// Operations that `act` does, and says how many.
@@ -226,7 +233,6 @@ impl Bench {
         let (begin, core_seconds) = (Instant::now(), self.core_seconds());
         let operations = act();
         let core_seconds = self.core_seconds() - core_seconds;
-
         Rate { operations, elapsed: begin.elapsed(), core_seconds }
     }
 
