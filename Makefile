@@ -15,7 +15,7 @@ SGLANG_VENV ?= python/.venv-sglang
 # `all` for what takes too long for every change.
 VLLM_TESTS ?= quick
 
-.PHONY: demo test handshakes simulate soak python vllm sglang bench-smoke setup
+.PHONY: demo test handshakes simulate soak python vllm sglang engine-suites bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -57,6 +57,9 @@ sglang: setup ## install SGLang and vLLM for the CPU, put the newest wheel (`mak
 	"$(abspath $(SGLANG_VENV))/bin/pip" install --quiet --force-reinstall --no-deps "$(WHEELS)"/*.whl
 	cd python && PATH="$(abspath $(SGLANG_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" \
 		"$(abspath $(SGLANG_VENV))/bin/pytest" tests/in_sglang tests/in_vllm_tier
+
+engine-suites: setup ## run those tests of vLLM's own suites that can be pointed at Refrain (after `make python vllm`)
+	CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))" .ci/engine-suites "$(abspath $(VLLM_VENV))"
 
 # Tools of pinned versions, in an environment of their own.
 $(VENV)/installed: python/requirements-dev.txt
