@@ -156,7 +156,7 @@ def test_a_sidecar_that_dies_in_the_middle_costs_nothing_but_time(engine, opened
 def test_a_hanging_sidecar_is_waited_for_until_the_deadline(engine, opened, sidecar, plain):
     opened(extra={"lookup_deadline_ms": 50, "load_deadline_ms": 300, "save_deadline_ms": 300})
     before = engine.generate(prompts(5, 300))
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     answer = engine.generate(PROMPTS, drain=False)
     sidecar.signal(signal.SIGCONT)
     assert answer["tokens"] == plain("llama")["tokens"] and before["cached"] == [0]

@@ -65,7 +65,7 @@ def reported(worker: Worker) -> set[int]:
 def test_saves_that_wait_for_one_that_hangs_end_with_it(worker, sidecar):
     worker.begin_saves(Orders(saves=[save(0)]))
     assert reported(worker) == {0}
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     worker.begin_saves(Orders(saves=[save(block) for block in range(1, 5)]))
     assert reported(worker) == {1, 2, 3, 4}
 
@@ -73,7 +73,7 @@ def test_saves_that_wait_for_one_that_hangs_end_with_it(worker, sidecar):
 def test_saves_that_wait_when_the_names_change_are_not_saved_under_the_new_ones(worker, sidecar):
     worker.begin_saves(Orders(saves=[save(0)]))
     assert reported(worker) == {0}
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     worker.begin_saves(Orders(saves=[save(1), save(2)]))
     worker.begin_loads(Orders(identity(worker, salt=b"after a reset")))
     # The first of them is under way still.
