@@ -94,6 +94,30 @@ class Host:
         self.drain()
         return answer
 
+    def is_saving(self) -> bool:
+        return self.scheduler().connector.has_pending_push_work()
+
+    def begin_one(self, prompt) -> None:
+        """Until some of the prompt is computed."""
+        self.begin("is reset", prompt)
+        while self.blocks()["free"] == self.blocks()["all"]:
+            self.llm.llm_engine.step()
+
+    def reset_running(self) -> dict:
+        """Resets the engine's cache with what runs when a save is under way, and goes on; what vLLM
+        says of it, and what comes out."""
+        engine, said, outputs = self.llm.llm_engine, "", []
+        while engine.has_unfinished_requests() and not self.is_saving():
+            outputs += engine.step()
+        try:
+            engine.reset_prefix_cache(reset_running_requests=True)
+        except RuntimeError as error:
+            said = str(error)
+        while self.scheduler().has_requests():
+            outputs += engine.step()
+        [tokens] = [list(it.outputs[0].token_ids) for it in outputs if it.finished]
+        return {"said": said, "tokens": tokens, **self.blocks()}
+
     def begin(self, name, prompt) -> str:
         sampling = SamplingParams(temperature=0, max_tokens=64, detokenize=False, ignore_eos=True)
         asked = TokensPrompt(prompt_token_ids=prompt)
@@ -108,7 +132,7 @@ class Host:
         return {"reset": self.llm.reset_prefix_cache(reset_connector=connector)}
 
     def sleep(self) -> dict:
-        """Gives the GPU's memory back, and takes it again."""
+        """Gives a GPU's memory back, and takes it again; on a CPU it stays where it is."""
         free = self.free()
         self.llm.sleep(level=1)
         asleep = self.free()
@@ -117,7 +141,7 @@ class Host:
 
     @staticmethod
     def free() -> int:
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
     def metrics(self) -> dict:
         found = {}

@@ -273,6 +273,22 @@ def test_a_reset_forgets_what_was_saved(engine, opened):
     assert engine.generate(asked)["cached"] == [whole]
 
 
+def test_an_engine_that_has_slept_finds_nothing_from_before(engine, opened, plain):
+    asked = prompts(22, 2 * CHUNK + 8)
+    opened()
+    engine.generate(asked)
+    engine.ask("sleep")
+    awake = engine.generate(asked)
+    assert same(awake, plain("llama", asked)) and awake["cached"] == [0]
+    # What was saved since counts.
+    assert engine.ask("reset", connector=False) == {"reset": True}
+    assert engine.generate(asked)["cached"] == [2 * CHUNK]
+    opened(extra={"keep_on_reset": True})
+    engine.ask("sleep")
+    kept = engine.generate(asked)
+    assert same(kept, plain("llama", asked)) and kept["cached"] == [2 * CHUNK]
+
+
 def test_what_is_computed_on_kv_from_before_a_reset_is_not_saved(engine, opened):
     asked = prompts(21, 2 * CHUNK + 8)
     whole = [2 * CHUNK]
@@ -287,6 +303,21 @@ def test_what_is_computed_on_kv_from_before_a_reset_is_not_saved(engine, opened)
     assert engine.generate(asked)["cached"] == [0]
     assert engine.ask("reset", connector=False) == {"reset": True}
     assert engine.generate(asked)["cached"] == whole
+
+
+def test_a_reset_with_what_runs_that_vllm_refuses_for_a_save_costs_nothing(
+    engine, opened, sidecar, plain
+):
+    asked = prompts(23, 2 * CHUNK + 8)
+    opened(extra={"lookup_deadline_ms": 50, "save_deadline_ms": 500})
+    engine.ask("begin_one", prompt=asked[0])
+    sidecar.stop()
+    answer = engine.ask("reset_running")
+    sidecar.signal(signal.SIGCONT)
+    assert "Failed to reset KV cache" in answer["said"]
+    assert answer["tokens"] == plain("llama", asked, tokens=64)["tokens"][0]
+    assert answer["free"] == answer["all"]
+    assert engine.ask("reset", connector=True) == {"reset": True}
 
 
 def test_no_request_fails_though_the_policy_says_so(opened, engine, models):

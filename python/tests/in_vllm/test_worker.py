@@ -10,7 +10,7 @@ import pytest
 import torch
 from engines import until
 from refrain_kv.vllm.identity import Identity
-from refrain_kv.vllm.metadata import Orders, Save
+from refrain_kv.vllm.metadata import Move, Orders, Save
 from refrain_kv.vllm.settings import Settings
 from refrain_kv.vllm.worker import Worker
 
@@ -24,9 +24,10 @@ def caches():
 
 
 @pytest.fixture
-def worker(sidecar, caches):
-    """Of the only rank; saves are kept for three seconds."""
-    settings = Settings.read({"address": sidecar.address, "save_deadline_ms": 3000})
+def worker(sidecar, caches, request):
+    """Of the only rank; saves are kept for three seconds, unless the test says otherwise."""
+    deadline = getattr(request, "param", 3000)
+    settings = Settings.read({"address": sidecar.address, "save_deadline_ms": deadline})
     worker = Worker(settings, BLOCKS, 0, True)
     worker.takes(caches, {})
     worker.begin_loads(Orders(identity(worker)))
@@ -80,3 +81,23 @@ def test_saves_that_wait_when_the_names_change_are_not_saved_under_the_new_ones(
     assert reported(worker) == {2}
     sidecar.signal(signal.SIGCONT)
     assert reported(worker) == {1}
+
+
+@pytest.mark.parametrize("worker", [30_000], indirect=True)
+def test_a_worker_touches_no_memory_that_it_gave_back(worker, sidecar, caches):
+    for layer, tensor in enumerate(caches.values()):
+        tensor[0] = layer + 1
+    worker.begin_saves(Orders(saves=[save(0)]))
+    assert reported(worker) == {0}
+    worker.give_back()
+    worker.begin_loads(Orders(loads=[Move("asleep", NAMES[:1], 0, [3])]))
+    worker.begin_saves(Orders(saves=[save(1)]))
+    assert reported(worker) == {1}
+    assert worker.loaded() == {"asleep"} and worker.lost() == {3}
+    assert len(sidecar.blocks()) == 1
+    worker.take_again()
+    worker.begin_loads(Orders(loads=[Move("awake", NAMES[:1], 0, [3])]))
+    until(lambda: worker.loaded() == {"awake"})
+    assert worker.lost() == set()
+    for layer, tensor in enumerate(caches.values()):
+        assert (tensor[3] == layer + 1).all()
