@@ -44,7 +44,9 @@ class Sidecar:
         self.socket = home / "sock"
         self._config = home / "config"
         self._config.write_text(
-            f'listen = "unix:{self.socket}"\nload_arena = "64MiB"\n{config}'
+            f'listen = "unix:{self.socket}"\nload_arena = "64MiB"\n'
+            # A disk that others keep busy for long is no matter here.
+            f'drive_patience = "2m"\n{config}'
             f'[[drives]]\npath = "{home / "drive"}"\ncapacity = "256MiB"\nsegment = "16MiB"\n'
         )
         self.start()

@@ -103,10 +103,12 @@ class Engine:
                 "kv_connector": "RefrainConnector",
                 "kv_connector_module_path": "refrain_kv.vllm",
                 "kv_role": "kv_both",
-                # A look-up that a busy machine answers late is a miss, which is no matter here.
+                # What a busy machine does late is a miss, which is no matter here.
                 "kv_connector_extra_config": {
                     "address": sidecar,
                     "lookup_deadline_ms": 10_000,
+                    "load_deadline_ms": 30_000,
+                    "save_deadline_ms": 30_000,
                     **extra,
                 },
             }
