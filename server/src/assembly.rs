@@ -1,5 +1,6 @@
-//! A node while it is put together: drive by drive recovered and started, then the index filled.
+//! A node while it is put together: drives recovered and started, then the index filled.
 
+use crate::attempt::Attempt;
 use crate::bring_up::Brought;
 use crate::clock::{Clock, unix_ms};
 use crate::config::Config;
@@ -119,19 +120,47 @@ impl Assembly {
         Ok(())
     }
 
-    /// Adds a drive of files, or leaves it out: of several, one that is not there costs its blocks.
-    pub(crate) fn add_from_directory(&mut self, drive: &DriveConfig) -> Result<(), NodeError> {
-        match Brought::from_directory(&self.config, drive, &self.arena, false) {
-            Ok(brought) => self.join(brought),
-            Err(error) if self.config.drives.len() > 1 && error.is_of_drive() => {
-                let cause = &error as &dyn Error;
-                warn!(drive = %drive.path.display(), error = cause, "drive missing: left out");
-                self.state.segments.add_drive(std::iter::empty());
-                self.disks.push_missing(&drive.path, drive.capacity_bytes, &error);
-                self.missing = Some(error);
-            }
-            Err(error) => return Err(error),
+    /// Adds the config's drives, brought up beside one another, or leaves them out: of several, one
+    /// that is not there, or hangs, costs its blocks.
+    pub(crate) async fn add_from_directories(&mut self) -> Result<(), NodeError> {
+        let drives = self.config.drive_configs();
+        let begin = |drive| Attempt::begin(&self.config, drive, &self.arena, false);
+        let attempts = drives.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
+        let waits = attempts.into_iter().map(|mut attempt| {
+            let clock = self.clock.clone();
+            tokio::spawn(async move { (attempt.outcome(&clock).await, attempt) })
+        });
+        let waits: Vec<_> = waits.collect();
+        // All of them, whatever comes of the first: RocksDB's threads must not outlive a refusal.
+        let mut ended = Vec::new();
+        for wait in waits {
+            let end = wait.await;
+            ended.push(end.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
         }
+        for (drive, (outcome, attempt)) in drives.iter().zip(ended) {
+            match outcome {
+                Some(Ok(brought)) => self.join(brought),
+                Some(Err(error)) => self.leave_out(drive, error, None)?,
+                None => self.leave_out(drive, attempt.hangs(), Some(attempt))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_out(
+        &mut self,
+        drive: &DriveConfig,
+        error: NodeError,
+        late: Option<Attempt>,
+    ) -> Result<(), NodeError> {
+        if self.config.drives.len() == 1 || !error.is_of_drive() {
+            return Err(error);
+        }
+        let cause = &error as &dyn Error;
+        warn!(drive = %drive.path.display(), error = cause, "drive missing: left out");
+        self.state.segments.add_drive(std::iter::empty());
+        self.disks.push_missing((&drive.path, drive.capacity_bytes), &error, late);
+        self.missing = Some(error);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::node::NodeError;
 use crate::place::{DriveId, Group};
 use crate::recovery::{self, Found};
 use refrain_index::catalog::{Catalog, OpenState};
+use refrain_store::answers::Answers;
 use refrain_store::arena::Arena;
 use refrain_store::device::Medium;
 use refrain_store::drive::{DriveConfig, Opening};
@@ -32,19 +33,25 @@ pub(crate) struct Brought {
 }
 
 impl Brought {
-    /// The drive in the directory of `drive`. One that is looked for `again` is not made.
+    /// The drive in the directory of `drive`, which tells of what it answers. One that is looked for
+    /// `again` is not made.
     pub(crate) fn from_directory(
         config: &Config,
         drive: &DriveConfig,
         arena: &Arena,
-        again: bool,
+        (again, answers): (bool, &Answers),
     ) -> Result<Self, NodeError> {
         let limits = Limits { hang_patience: config.drive_patience, ..Limits::default() };
-        let opening = if again { Opening::open_again(drive) } else { Opening::open(drive) };
+        let opening = if again {
+            Opening::open_again(drive, answers)
+        } else {
+            Opening::open_or_make(drive, answers)
+        };
         let opening = opening?.with_limits(limits);
         let catalog = Catalog::open(&opening.path().join("catalog"), opening.store_id());
         let path = || drive.path.clone();
         let catalog = catalog.map_err(|source| NodeError::Catalog { path: path(), source })?;
+        answers.note();
         Self::up((opening, catalog), arena, config.durability, &mut Threads)
     }
 

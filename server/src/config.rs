@@ -79,6 +79,11 @@ pub struct Config {
     /// default 10 s.
     #[serde(deserialize_with = "units::duration")]
     pub drive_patience: Duration,
+    /// A drive that has answered nothing for this long while the sidecar starts hangs: of several it
+    /// is left out until it answers; without another, the start is refused. 1 s to 10 min, default
+    /// 30 s: about as long as kernels wait for a disk before they make an error of it.
+    #[serde(deserialize_with = "units::duration")]
+    pub start_patience: Duration,
     /// File with the secret that sequence hashes are keyed with: 32 bytes, or 64 hex digits. Only
     /// its owner may read it. Nodes that share hashes share the secret.
     /// Default: `secret` in the directory of each drive, made at the first start.
@@ -141,6 +146,7 @@ impl Default for Config {
             lease_max: Duration::from_mins(1),
             load_deadline: Duration::from_secs(5),
             drive_patience: Duration::from_secs(10),
+            start_patience: Duration::from_secs(30),
             secret_file: None,
             drain: Duration::from_secs(10),
             peers: PeersConfig::default(),

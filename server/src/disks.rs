@@ -1,6 +1,7 @@
 //! The drives of a node by their number, in the order of the config: those that are there, and those
 //! that a start did not find. A drive that comes later takes its place; none leaves it.
 
+use crate::attempt::Attempt;
 use crate::journal::Journal;
 use crate::place::DriveId;
 use crate::said::said;
@@ -41,17 +42,27 @@ pub(crate) struct Missing {
     pub(crate) path: PathBuf,
     pub(crate) capacity_bytes: u64,
     why: Mutex<String>,
+    /// Of one that hung at the start.
+    late: Mutex<Option<Attempt>>,
 }
 
 impl Disks {
     pub(crate) fn push(&mut self, disk: Disk) {
         let (path, capacity_bytes) = (disk.drive.path().into(), disk.drive.stats().capacity_bytes);
-        let missing = Missing { path, capacity_bytes, why: Mutex::default() };
+        let (why, late) = Default::default();
+        let missing = Missing { path, capacity_bytes, why, late };
         self.0.push(Slot { disk: disk.into(), missing });
     }
 
-    pub(crate) fn push_missing(&mut self, path: &Path, capacity_bytes: u64, why: &dyn Error) {
-        let missing = Missing { path: path.into(), capacity_bytes, why: said(why).into() };
+    /// A drive that is not there, and the attempt at it that has not ended.
+    pub(crate) fn push_missing(
+        &mut self,
+        (path, capacity_bytes): (&Path, u64),
+        why: &dyn Error,
+        late: Option<Attempt>,
+    ) {
+        let (why, late) = (said(why).into(), late.into());
+        let missing = Missing { path: path.into(), capacity_bytes, why, late };
         self.0.push(Slot { disk: OnceLock::new(), missing });
     }
 
@@ -102,6 +113,11 @@ impl Disks {
 impl Missing {
     pub(crate) fn why(&self) -> String {
         self.locked().clone()
+    }
+
+    /// The attempt at it that had not ended at the start; once.
+    pub(crate) fn take_late(&self) -> Option<Attempt> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether this is another reason than the last.

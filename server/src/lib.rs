@@ -4,6 +4,7 @@ pub mod address_file;
 mod admin_service;
 mod announce;
 pub mod assembly;
+mod attempt;
 mod bring_up;
 mod cache_service;
 pub mod clock;

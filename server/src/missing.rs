@@ -5,7 +5,10 @@
 //! pins whose block it holds. What was dropped meanwhile stays away: its directory is told first.
 
 use crate::address_file::AddressFiles;
+use crate::attempt::{Attempt, alone};
 use crate::bring_up::Brought;
+use crate::disks::Missing;
+use crate::epochs::EpochsError;
 use crate::node::{Node, NodeError};
 use crate::place::{BlockPlace, DriveId, Group};
 use crate::recovery::Found;
@@ -24,30 +27,51 @@ impl Node {
     /// It is told where the sidecar listens.
     pub(crate) async fn until_there(self: &Arc<Self>, id: DriveId, addresses: Arc<AddressFiles>) {
         while let Some((_, missing)) = self.disks.missing().find(|(missing, _)| *missing == id) {
-            self.clock.sleep(self.config.drive_patience).await;
-            let node = Arc::clone(self);
-            let tried = tokio::task::spawn_blocking(move || node.take_back(id)).await;
-            match tried.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                Ok(blocks) => {
-                    info!(drive = %missing.path.display(), blocks, "drive is back");
-                    if let Err(error) = addresses.add(&missing.path) {
-                        let error = &error as &dyn std::error::Error;
-                        warn!(error, "drive does not say where its sidecar listens");
-                    }
-                }
-                Err(error) if missing.now_because(&error) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(drive = %missing.path.display(), error, "drive still missing");
-                }
-                Err(_) => {}
+            if let Err(error) = self.look_for(id, missing, &addresses).await {
+                say_why(missing, &error);
             }
         }
     }
 
-    /// Opens a missing drive and lets its blocks be found; how many are found with it. Blocks.
-    fn take_back(&self, id: DriveId) -> Result<usize, NodeError> {
-        let drive = &self.config.drive_configs()[usize::from(id.0)];
-        let brought = Brought::from_directory(&self.config, drive, &self.arena, true)?;
+    /// One attempt at a missing drive, to its end: there is no second one meanwhile.
+    async fn look_for(
+        self: &Arc<Self>,
+        id: DriveId,
+        missing: &Missing,
+        addresses: &Arc<AddressFiles>,
+    ) -> Result<(), NodeError> {
+        let mut attempt = if let Some(late) = missing.take_late() {
+            late
+        } else {
+            self.clock.sleep(self.config.drive_patience).await;
+            let drive = &self.config.drive_configs()[usize::from(id.0)];
+            Attempt::begin(&self.config, drive, &self.arena, true)?
+        };
+        let brought = loop {
+            match attempt.outcome(&self.clock).await {
+                Some(outcome) => break outcome?,
+                None => say_why(missing, &attempt.hangs()),
+            }
+        };
+        let (node, addresses) = (Arc::clone(self), Arc::clone(addresses));
+        let taken = alone("refrain-back", move || {
+            let blocks = node.take_back(id, brought)?;
+            if let Some(blocks) = blocks {
+                let drive = node.disk(id).drive.path();
+                info!(drive = %drive.display(), blocks, "drive is back");
+                if let Err(error) = addresses.add(drive) {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, "drive does not say where its sidecar listens");
+                }
+            }
+            Ok(())
+        })?;
+        taken.await.expect("its thread ends with what came of it")
+    }
+
+    /// Lets the blocks of a drive that was missing be found; how many are found with it. `None` where
+    /// the node stops, and takes nothing up any more. Blocks.
+    fn take_back(&self, id: DriveId, brought: Brought) -> Result<Option<usize>, EpochsError> {
         let Brought { disk, generations, found, epochs, .. } = brought;
         // It may know of drops that no other drive was there for.
         let raised: Vec<_> = epochs.beyond(&self.state().epochs).collect();
@@ -56,13 +80,23 @@ impl Node {
                 warn!(error = &error as &dyn std::error::Error, "epoch not raised");
             }
         }
-        // No drop in between: it would not know of the drive, and the drive not of it.
-        let dropping = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.state().epochs.clone();
-        current.write(disk.drive.path())?;
-        self.state().segments.set_drive(id, generations.into_iter());
-        self.disks.put(id, disk);
-        drop(dropping);
+        loop {
+            // Not while drops wait: the drive may hang once more.
+            let told = self.state().epochs.clone();
+            told.write(disk.drive.path())?;
+            // No drop in between: it would not know of the drive, and the drive not of it.
+            let _dropping = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state();
+            if state.draining {
+                return Ok(None);
+            }
+            if state.epochs == told {
+                state.segments.set_drive(id, generations.into_iter());
+                // Before anybody can begin to stop all that is there.
+                self.disks.put(id, disk);
+                break;
+            }
+        }
         // Held meanwhile: another drive that comes back lets in what this one leaves.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.extend(found.into_iter().map(|found| (id, found)));
@@ -72,7 +106,7 @@ impl Node {
         }
         drop(waiting);
         self.pin_again();
-        Ok(blocks)
+        Ok(Some(blocks))
     }
 
     /// Enters what was found, a few blocks at a time; how many, and those that are out of reach.
@@ -93,6 +127,13 @@ impl Node {
             }
         }
         (count, left)
+    }
+}
+
+fn say_why(missing: &Missing, error: &NodeError) {
+    if missing.now_because(error) {
+        let error = error as &dyn std::error::Error;
+        warn!(drive = %missing.path.display(), error, "drive still missing");
     }
 }
 

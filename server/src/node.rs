@@ -41,6 +41,10 @@ pub enum NodeError {
     Epochs(#[from] EpochsError),
     #[error("start a journal")]
     Journal { source: io::Error },
+    #[error("start a thread for a drive")]
+    Thread { source: io::Error },
+    #[error("drive {} hangs: it has answered nothing for {patience:?}", path.display())]
+    Hangs { path: PathBuf, patience: Duration },
     #[error("store {} has {segments} segments, a drive may have {limit}: give larger segments", path.display())]
     Segments { path: PathBuf, segments: u32, limit: u32 },
 }
@@ -108,23 +112,24 @@ impl NodeError {
     pub(crate) fn is_of_drive(&self) -> bool {
         match self {
             Self::Open(error) => error.is_of_drive(),
-            Self::Catalog { .. } | Self::Epochs(_) => true,
-            Self::Arena { .. } | Self::Secret(_) | Self::Journal { .. } | Self::Segments { .. } => {
-                false
-            }
+            Self::Catalog { .. } | Self::Epochs(_) | Self::Hangs { .. } => true,
+            Self::Arena { .. }
+            | Self::Secret(_)
+            | Self::Journal { .. }
+            | Self::Thread { .. }
+            | Self::Segments { .. } => false,
         }
     }
 }
 
 impl Node {
     /// Opens every drive, recovers what it holds, and starts its threads. Of several, those that are
-    /// not there are left out.
-    pub(crate) fn open(config: &Config) -> Result<Arc<Self>, NodeError> {
+    /// not there, or hang, are left out.
+    pub(crate) async fn open(config: &Config) -> Result<Arc<Self>, NodeError> {
         let mut assembly = Assembly::begin(config, Clock::system())?;
-        for drive in config.drive_configs() {
-            assembly.add_from_directory(&drive)?;
-        }
-        assembly.finish()
+        assembly.add_from_directories().await?;
+        let node = tokio::task::spawn_blocking(move || assembly.finish()).await;
+        node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     pub fn restart(&self) -> &Restart {

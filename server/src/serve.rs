@@ -24,6 +24,7 @@ use refrain_proto::v1::peer_server::PeerServer;
 use refrain_store::drive::Drive;
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -84,7 +85,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let server = bind_metrics(&config).await?;
     let mut edge = Edge::open(&config).await?;
     let metrics_address = server.as_ref().map(MetricsServer::address);
-    let node = open(&config).await?;
+    let mut shutdown = pin!(shutdown);
+    let Some(node) = open(&config, shutdown.as_mut()).await? else {
+        return Ok(());
+    };
     let http = server.map(|server| {
         let counted = Arc::clone(&node);
         let text = Arc::new(move || counted.metrics_text());
@@ -104,7 +108,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     node.join_fleet(&config, &mut tasks)?;
 
     let peers = edge.peers(&config, &node);
-    let peers_address = edge.address();
+    let addresses = (metrics_address, edge.address());
     let (drain, drained) = watch::channel(false);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -116,7 +120,6 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     health.send_replace(State::Serving);
     let restart = begun.elapsed();
     node.metrics().restart_seconds.set(restart.as_secs_f64());
-    let addresses = (metrics_address, peers_address);
     announce::serving((&config, &listen), &opened(&node), addresses, restart);
     tokio::select! {
         () = shutdown => {}
@@ -130,8 +133,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     info!(limit = ?config.drain, "draining");
     let finish = async {
         node.drained().await;
-        // Nobody finds the sidecar from here on; calls under way finish.
-        drop((address_files, socket_files, stop));
+        // Nobody finds the sidecar from here on; calls under way finish. A drive that hangs may keep
+        // its file.
+        let _ = tokio::task::spawn_blocking(|| drop((address_files, socket_files))).await;
+        drop(stop);
         serving.ended().await
     };
     if let Ok(served) = tokio::time::timeout(config.drain, finish).await {
@@ -156,10 +161,24 @@ async fn bind_metrics(config: &Config) -> Result<Option<MetricsServer>, MetricsH
     }
 }
 
-async fn open(config: &Config) -> Result<Arc<Node>, NodeError> {
-    let opening = config.clone();
-    let node = tokio::task::spawn_blocking(move || Node::open(&opening)).await;
-    node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+/// `None` where it was told to stop before it was up.
+async fn open(
+    config: &Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Option<Arc<Node>>, NodeError> {
+    let mut opening = pin!(Node::open(config));
+    tokio::select! {
+        node = &mut opening => return node.map(Some),
+        () = shutdown => info!(limit = ?config.drain, "stopping before the start is over"),
+    }
+    // What is up is closed; a drive that hangs is no reason to wait.
+    if let Ok(node) = tokio::time::timeout(config.drain, opening).await {
+        stop_drives(node?, config.drain).await;
+    } else {
+        warn!(limit = ?config.drain, "the start does not end");
+    }
+    info!("stopped before it served");
+    Ok(None)
 }
 
 async fn stop_drives(node: Arc<Node>, limit: Duration) {

@@ -5,6 +5,7 @@
 //! look at once, none while a sidecar runs, and not one byte changes. Nothing here follows a
 //! symbolic link.
 
+use crate::answers::Answers;
 use crate::superblock::{COPIES, Superblock, SuperblockError};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -107,6 +108,15 @@ impl Directory {
     /// Opens the store at `path`, or makes one of `new`; its parent must exist. A store that is
     /// there takes the capacity of `new` and keeps its segment size.
     pub fn open(path: &Path, new: NewStore) -> Result<Self, DirectoryError> {
+        Self::open_or_make(path, new, &Answers::default())
+    }
+
+    /// As `open`, and tells of what was answered. Once that was given up, no store is made.
+    pub fn open_or_make(
+        path: &Path,
+        new: NewStore,
+        answers: &Answers,
+    ) -> Result<Self, DirectoryError> {
         if new.segment_bytes == 0 || new.capacity_bytes < new.segment_bytes {
             let (capacity, segment) = (new.capacity_bytes, new.segment_bytes);
             return Err(DirectoryError::Capacity { capacity, segment });
@@ -118,13 +128,20 @@ impl Directory {
                 return Err(DirectoryError::Create { path, source });
             }
         }
+        answers.note();
         let handle = enter(path)?;
+        answers.note();
         let access = Access::ReadWrite;
         let lock = lock(path, &handle, access)?;
+        answers.note();
         let superblock = match read_superblock(path, &handle)? {
             Some(superblock) => resize(path, &handle, superblock, new)?,
+            None if answers.is_given_up() => {
+                return Err(DirectoryError::NoStore { path: path.into() });
+            }
             None => make(path, &handle, new)?,
         };
+        answers.note();
         Ok(Self { path: path.into(), superblock, handle, access, _lock: lock })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Who only looks gets them as they are: a file cut short stays so, and an absent one is empty.
 
+use crate::answers::Answers;
 use crate::directory::{Access, Directory};
 use crate::geometry::SegmentId;
 use rustix::fs::{self, FallocateFlags, Mode, OFlags};
@@ -44,7 +45,10 @@ pub struct Truncated {
 
 /// Opens every segment of the store. What may be changed is put right: files that are missing are
 /// made and reserved, those beyond the capacity removed.
-pub fn open_all(directory: &Directory) -> Result<(Vec<File>, Vec<Truncated>), FilesError> {
+pub fn open_all(
+    directory: &Directory,
+    answers: &Answers,
+) -> Result<(Vec<File>, Vec<Truncated>), FilesError> {
     raise_open_files();
     let superblock = directory.superblock();
     let count = superblock.capacity_bytes / superblock.segment_bytes;
@@ -59,6 +63,7 @@ pub fn open_all(directory: &Directory) -> Result<(Vec<File>, Vec<Truncated>), Fi
             Access::ReadOnly => open_as_it_is(directory, id, superblock.segment_bytes)?,
             Access::ReadWrite => open(directory, id, superblock.segment_bytes)?,
         };
+        answers.note();
         is_made.push(found.is_some());
         if let Some(found) = found.filter(|found| *found > 0 || access == Access::ReadOnly) {
             truncated.push(Truncated { id, found });
@@ -73,6 +78,7 @@ pub fn open_all(directory: &Directory) -> Result<(Vec<File>, Vec<Truncated>), Fi
     for ((id, file), _) in opened.filter(|(_, is_made)| **is_made) {
         let (path, bytes) = (directory.path().join(name(id)), superblock.segment_bytes);
         file.sync_all().map_err(|source| FilesError::Reserve { path, bytes, source })?;
+        answers.note();
     }
     for id in (count..).map(SegmentId) {
         // Ids have no gaps: the first absent one ends it.

@@ -1,5 +1,6 @@
 //! Bytes at addresses on SSD. Knows no prefix, no network, no GPU.
 
+pub mod answers;
 pub mod arena;
 pub mod blocking;
 pub mod check;

@@ -101,6 +101,18 @@ fn what_is_withdrawn_before_its_run_is_added_stays_withdrawn() {
 }
 
 #[test]
+fn a_withdrawn_record_reaches_back_in_its_own_use_of_its_own_segment_alone() {
+    let mut withdrawn = Withdrawn::default();
+    assert!(!withdrawn.reaches(3, 7, 0) && !withdrawn.holds(3, 7, START));
+    withdrawn.add(3, 7, START);
+    assert!(withdrawn.holds(3, 7, START));
+    assert!(withdrawn.reaches(3, 7, START - 1) && withdrawn.reaches(3, 7, START));
+    assert!(!withdrawn.reaches(3, 7, START + 1), "what ends behind it is not its place");
+    assert!(!withdrawn.reaches(3, 8, START), "another use");
+    assert!(!withdrawn.reaches(4, 7, START), "another segment");
+}
+
+#[test]
 fn another_stores_catalogue_and_a_damaged_one_are_emptied() {
     let fixture = Fixture::new();
     let (catalog, _) = fixture.open();

@@ -40,6 +40,24 @@ fn a_block_takes_at_most_150_bytes_at_any_size() {
 }
 
 #[test]
+fn blocks_and_groups_are_counted_in_bytes() {
+    let sized = |blocks: u32, groups: u32| {
+        let mut chain = Chain::default();
+        assert!(chain.is_empty());
+        for id in 0..blocks {
+            let sequence = SequenceHash(*blake3::hash(&id.to_le_bytes()).as_bytes());
+            let key = BlockKey { sequence, shard: 0 };
+            chain.insert(key, None, Wide([id % groups, id, 0, 0, 0, 0]), 0).unwrap();
+            assert!(!chain.is_empty());
+        }
+        chain.bytes()
+    };
+    let key_and_place = 36 + 24;
+    assert!(sized(5000, 1) > 5000 * key_and_place);
+    assert!(sized(5000, 5000) > sized(5000, 1) + 5000 * 8);
+}
+
+#[test]
 fn restoring_in_any_order_gives_what_inserting_in_order_gives() {
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..200 {

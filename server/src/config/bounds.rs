@@ -120,6 +120,7 @@ impl Config {
         }
         wait("load_deadline", self.load_deadline, WAIT_MIN, WAIT_MAX)?;
         wait("drive_patience", self.drive_patience, Duration::from_millis(100), WAIT_MAX)?;
+        wait("start_patience", self.start_patience, Duration::from_secs(1), WAIT_MAX)?;
         wait("drain", self.drain, Duration::ZERO, WAIT_MAX)?;
         // Decimal digits that were meant as octal ones never pass: 600 and 660 have other bits.
         if self.socket_mode & !0o777 != 0 || self.socket_mode & 0o600 != 0o600 {

@@ -113,7 +113,7 @@ fn content(key: BlockKey) -> u8 {
 }
 
 impl Bench {
-    fn start(pins: bool) -> Self {
+    async fn start(pins: bool) -> Self {
         // The directory of the build takes `O_DIRECT`; another may not.
         let place = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
@@ -131,7 +131,7 @@ impl Bench {
             lease_max: PATIENCE,
             ..Config::default()
         };
-        let node = Node::open(&config).unwrap();
+        let node = Node::open(&config).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&node).reclaim(DriveId(0)));
         tasks.spawn(Arc::clone(&node).end_leases());
@@ -368,7 +368,7 @@ fn check(steps: Vec<Step>, pins: bool) -> (u64, u64) {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut bench = Bench::start(pins);
+        let mut bench = Bench::start(pins).await;
         for step in steps {
             let taken = tokio::time::timeout(PATIENCE, bench.take(step)).await;
             taken.expect("a step hangs");

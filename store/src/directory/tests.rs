@@ -132,3 +132,18 @@ fn a_holder_that_is_gone_is_not_named() {
     let DirectoryError::InUse { holder, .. } = refused else { panic!("{refused}") };
     assert_eq!(holder, "another process");
 }
+
+#[test]
+fn a_store_is_not_made_for_whom_nobody_waits_any_more() {
+    let parent = parent();
+    let (there, absent) = (parent.path().join("there"), parent.path().join("absent"));
+    let made = *Directory::open(&there, NEW).unwrap().superblock();
+    let answers = Answers::default();
+    answers.give_up();
+    let opened = Directory::open_or_make(&there, NEW, &answers).unwrap();
+    assert_eq!(*opened.superblock(), made, "what is there is opened late");
+    let refused = Directory::open_or_make(&absent, NEW, &answers);
+    assert!(matches!(refused, Err(DirectoryError::NoStore { .. })), "{refused:?}");
+    assert!(!absent.join("superblock").exists());
+    Directory::open(&absent, NEW).unwrap();
+}

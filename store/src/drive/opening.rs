@@ -8,6 +8,7 @@ use super::{
     Worker, adopt_memory, files, recover, start_thread, sync_channel,
 };
 use super::{Durability, IoEngine};
+use crate::answers::{Answers, Heard};
 use crate::check::{ReadError, Wanted};
 use crate::device::Medium;
 use crate::directory::Access;
@@ -38,7 +39,7 @@ pub struct Opening<M = File> {
     pub(super) directory: Option<Directory>,
     superblock: Superblock,
     path: PathBuf,
-    pub(super) media: Vec<M>,
+    pub(super) media: Vec<Heard<M>>,
     /// Whole pages of each file, up to the size of a segment.
     pub(super) available: Vec<u64>,
     pub(super) heads: Vec<SegmentHead>,
@@ -98,18 +99,23 @@ fn usual_segment_bytes(capacity: u64) -> u64 {
 impl Opening {
     /// Opens the store of `config`, or makes it.
     pub fn open(config: &DriveConfig) -> Result<Self, OpenError> {
+        Self::open_or_make(config, &Answers::default())
+    }
+
+    /// As `open`, and tells of what the drive has answered. Once that was given up, no store is made.
+    pub fn open_or_make(config: &DriveConfig, answers: &Answers) -> Result<Self, OpenError> {
         let segment = config.segment_bytes;
         let segment_bytes = segment.unwrap_or_else(|| usual_segment_bytes(config.capacity_bytes));
         let new = NewStore { segment_bytes, capacity_bytes: config.capacity_bytes };
-        let directory = Directory::open(&config.path, new)?;
-        Self::enter(directory, config.io_engine, config.durability)?.readable()
+        let directory = Directory::open_or_make(&config.path, new, answers)?;
+        Self::enter(directory, answers, (config.io_engine, config.durability))?.readable()
     }
 
     /// Opens the store of `config` as it is, and makes none: where a drive is missing, the directory
     /// that it should be mounted on may lie on another.
-    pub fn open_again(config: &DriveConfig) -> Result<Self, OpenError> {
+    pub fn open_again(config: &DriveConfig, answers: &Answers) -> Result<Self, OpenError> {
         let directory = Directory::open_existing(&config.path)?;
-        Self::enter(directory, config.io_engine, config.durability)?.readable()
+        Self::enter(directory, answers, (config.io_engine, config.durability))?.readable()
     }
 
     /// Refuses a store of which no segment can be read, rather than write over all of them.
@@ -125,21 +131,26 @@ impl Opening {
 
     /// Opens the store at `path` as it is.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
-        Self::enter(Directory::open_existing(path)?, IoEngine::Auto, Durability::Group)
+        Self::enter_alone(Directory::open_existing(path)?)
     }
 
     /// Opens the store at `path` to look at it: nothing on the disk changes, not even what is
     /// wrong. It cannot be started.
     pub fn open_read_only(path: &Path) -> Result<Self, OpenError> {
-        Self::enter(Directory::open_read_only(path)?, IoEngine::Auto, Durability::Group)
+        Self::enter_alone(Directory::open_read_only(path)?)
+    }
+
+    /// Nobody watches how far it is.
+    fn enter_alone(directory: Directory) -> Result<Self, OpenError> {
+        Self::enter(directory, &Answers::default(), (IoEngine::Auto, Durability::Group))
     }
 
     fn enter(
         directory: Directory,
-        io_engine: IoEngine,
-        durability: Durability,
+        answers: &Answers,
+        (io_engine, durability): (IoEngine, Durability),
     ) -> Result<Self, OpenError> {
-        let (files, truncated) = files::open_all(&directory)?;
+        let (files, truncated) = files::open_all(&directory, answers)?;
         let segment_bytes = directory.superblock().segment_bytes;
         let mut available = Vec::new();
         for (id, file) in (0..).map(SegmentId).zip(&files) {
@@ -147,6 +158,7 @@ impl Opening {
             let length =
                 file.metadata().map_err(|source| FilesError::Open { path: path(), source });
             available.push(length?.len().min(segment_bytes) / PAGE_SIZE * PAGE_SIZE);
+            answers.note();
         }
         let truncated = truncated.into_iter();
         let problems = truncated.map(|t| SegmentProblem::Truncated { id: t.id, found: t.found });
@@ -154,7 +166,7 @@ impl Opening {
             superblock: *directory.superblock(),
             path: directory.path().into(),
             directory: Some(directory),
-            media: files,
+            media: heard(files, answers),
             available,
             heads: Vec::new(),
             problems: problems.collect(),
@@ -199,7 +211,7 @@ impl<M: Medium> Opening<M> {
             superblock,
             path,
             available: vec![superblock.segment_bytes; media.len()],
-            media,
+            media: heard(media, &Answers::default()),
             heads: Vec::new(),
             problems: Vec::new(),
             io_engine: IoEngine::Auto,
@@ -391,6 +403,7 @@ impl<M: Medium> Opening<M> {
             now,
             hang_patience,
         };
+        let media = media.into_iter().map(|heard| heard.medium).collect();
         (parts, worker, media)
     }
 
@@ -419,6 +432,11 @@ impl<M: Medium> Opening<M> {
         }
         setups
     }
+}
+
+fn heard<M>(media: Vec<M>, answers: &Answers) -> Vec<Heard<M>> {
+    let heard = |medium| Heard { medium, answers: answers.clone() };
+    media.into_iter().map(heard).collect()
 }
 
 fn wanted(segment: &SegmentFile<'_>, entry: &Entry) -> Wanted {

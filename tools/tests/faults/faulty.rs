@@ -22,6 +22,8 @@ pub(crate) enum Part {
     Data,
     /// The log of the catalogue.
     Log,
+    /// The rest of the catalogue.
+    Rows,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +52,8 @@ type Held = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Faults {
     rules: Vec<(Part, Operation, Fault)>,
-    /// What whoever looks for a name, or opens it, is told instead of an answer.
-    shut: Option<i32>,
+    /// What comes of a look for a name, and of opening one.
+    shut: Option<Fault>,
     /// Operations that hang.
     held: Vec<Held>,
     met: u64,
@@ -100,9 +102,10 @@ impl Faulty {
         self.faults.lock().unwrap().rules.push((part, operation, fault));
     }
 
-    /// Has every look for a name, and every opening of one, fail.
-    pub(crate) fn shut(&self, errno: i32) {
-        self.faults.lock().unwrap().shut = Some(errno);
+    /// Has every look for a name, and every opening of one, fail: at once, or with EIO when it is
+    /// healed.
+    pub(crate) fn shut(&self, fault: Fault) {
+        self.faults.lock().unwrap().shut = Some(fault);
     }
 
     /// Has the power go after some more writes of segments, or come back; what was left of the cut
@@ -158,11 +161,20 @@ impl Drop for Faulty {
 }
 
 impl Files {
-    fn shut(&self) -> Option<Errno> {
+    fn is_shut(&self) -> bool {
+        self.faults.lock().unwrap().shut.is_some()
+    }
+
+    /// Has `refuse` answer whoever looks for a name while names are shut.
+    fn refuse(&self, refuse: impl FnOnce(Errno) + Send + 'static) {
         let mut faults = self.faults.lock().unwrap();
-        let errno = faults.shut?;
         faults.met += 1;
-        Some(Errno::from_i32(errno))
+        match faults.shut {
+            Some(Fault::Fail(errno)) => refuse(Errno::from_i32(errno)),
+            Some(Fault::Hang) => faults.held.push(Box::new(move || refuse(Errno::EIO))),
+            // Healed in this very moment.
+            None => refuse(Errno::EIO),
+        }
     }
 
     /// Does `run` now, with a fault instead, or when the file system is healed.
@@ -199,6 +211,8 @@ fn part_of(path: &Path) -> Option<Part> {
         Some(Part::Data)
     } else if path.extension().is_some_and(|extension| extension == "log") {
         Some(Part::Log)
+    } else if path.parent().is_some_and(|parent| parent.ends_with("catalog")) {
+        Some(Part::Rows)
     } else {
         None
     }

@@ -57,6 +57,7 @@ pub(crate) fn setup() -> Setup {
     Setup { capacity: 32 * MIB, segment: 2 * MIB, ..Setup::default() }
         .with("load_deadline = \"2s\"")
         .with("drive_patience = \"500ms\"")
+        .with("start_patience = \"3s\"")
         .with("load_arena = \"16MiB\"")
 }
 

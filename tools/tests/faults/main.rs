@@ -15,6 +15,7 @@ mod calls;
 mod damage;
 mod decoders;
 mod faulty;
+mod hanging;
 mod image;
 mod kernel;
 mod kills;
@@ -164,6 +165,11 @@ const CLAIMS: &[Claim] = &[
         name: "kernel: a drive that is missing at the start costs its blocks, and comes back",
         count: 2,
         run: missing::run,
+    },
+    Claim {
+        name: "kernel: a drive that hangs at the start costs its blocks, and comes back",
+        count: 2,
+        run: hanging::run,
     },
     Claim {
         name: "kernel: a full file system costs a catalogue and no block",

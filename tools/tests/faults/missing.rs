@@ -1,7 +1,7 @@
 //! One of two drives is dead, unreadable or not mounted when a sidecar starts: it serves what the
 //! other holds, says so, and takes the drive back, with all that it holds, when it is there again.
 
-use crate::faulty::{Fault, Faulty, Operation, Part};
+use crate::faulty::{Fault, Faulty, Healing, Operation, Part};
 use crate::fixture::content::{Shape, prompt};
 use crate::fixture::node::{MIB, Node, Setup, home, refrain};
 use crate::fixture::worker::Worker;
@@ -15,6 +15,15 @@ const BLOCKS: u64 = 6;
 const PROMPTS: u64 = 16;
 const EACCES: i32 = 13;
 
+/// What becomes of a drive, and what is said of that.
+pub(crate) type Way = (fn(&Faulty), &'static str);
+
+const WAYS: [Way; 3] = [
+    (|drive| drive.shut(Fault::Fail(EIO)), "Input/output error"),
+    (|drive| drive.shut(Fault::Fail(EACCES)), "Permission denied"),
+    (|drive| drive.add(Part::Data, Operation::Read, Fault::Fail(EIO)), "gives none of them"),
+];
+
 /// Whichever drive it is: the first one has the secret first.
 pub(crate) fn run(count: u64, _: u64) -> String {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -23,19 +32,11 @@ pub(crate) fn run(count: u64, _: u64) -> String {
         for round in 0..count {
             let drive = usize::from(!round.is_multiple_of(2));
             found += unmounted(drive).await;
-            let ways: [fn(&Faulty); 3] = [
-                |drive| drive.shut(EIO),
-                |drive| drive.shut(EACCES),
-                |drive| drive.add(Part::Data, Operation::Read, Fault::Fail(EIO)),
-            ];
-            for way in ways {
-                let faulty = match FaultyDrive::new(true) {
-                    Ok(faulty) => faulty,
+            for way in WAYS {
+                match faulty(drive, way).await {
+                    Ok(again) => found += again,
                     Err(skipped) => return skipped,
-                };
-                let fails = || way(&faulty.faulty);
-                let mends = || faulty.faulty.heal();
-                found += left_out(drive, &faulty.path(), fails, mends).await;
+                }
             }
             alone().await;
         }
@@ -50,16 +51,24 @@ async fn unmounted(drive: usize) -> u64 {
     std::fs::create_dir(&mount).unwrap();
     let fails = || std::fs::rename(&mount, &away).unwrap();
     let mends = || std::fs::rename(&away, &mount).unwrap();
-    left_out(drive, &mount.join("drive"), fails, mends).await
+    left_out((drive, &mount.join("drive")), (fails, "No such file"), mends, None).await
+}
+
+/// A drive on a file system that fails.
+pub(crate) async fn faulty(drive: usize, (fails, why): Way) -> Result<u64, String> {
+    let on = FaultyDrive::new(true)?;
+    let (fails, mends) = (|| fails(&on.faulty), || on.faulty.heal());
+    let healing = Some(on.faulty.healed_at_the_end());
+    Ok(left_out((drive, &on.path()), (fails, why), mends, healing).await)
 }
 
 /// A node of one drive has nothing to serve without it.
 async fn alone() {
     let Ok(drive) = FaultyDrive::new(true) else { return };
-    let mut node = Node::start(&setup().at(0, &drive.path()));
+    let mut node = Node::start(&patient().at(0, &drive.path()));
     node.stop().await;
     let _healing = drive.faulty.healed_at_the_end();
-    drive.faulty.shut(EIO);
+    drive.faulty.shut(Fault::Fail(EIO));
     assert!(!node.try_start_again(), "it serves nothing");
     assert!(node.said().contains("Input/output error"), "{}", node.said());
     drive.faulty.heal();
@@ -67,16 +76,21 @@ async fn alone() {
     node.stop().await;
 }
 
-async fn left_out(drive: usize, place: &Path, fails: impl Fn(), mends: impl Fn()) -> u64 {
-    let setup = Setup { drives: 2, ..setup() };
-    let mut node = Node::start(&setup.at(drive, place));
+async fn left_out(
+    (drive, place): (usize, &Path),
+    (fails, why): (impl Fn(), &str),
+    mends: impl Fn(),
+    healing: Option<Healing<'_>>,
+) -> u64 {
+    let mut node = Node::start(&of_two(drive, place));
+    let _healing = healing;
     let prompts: Vec<_> = (0..PROMPTS).map(|seed| prompt(seed, BLOCKS)).collect();
     fill(&node, &prompts).await;
     node.stop().await;
     fails();
 
     node.start_again();
-    says_so(&node, drive).await;
+    says_so(&node, drive, why).await;
     let worker = Worker::new(&node, SHAPE).await;
     let mut matched = 0;
     for ids in &prompts {
@@ -108,6 +122,18 @@ async fn left_out(drive: usize, place: &Path, fails: impl Fn(), mends: impl Fn()
     all - matched
 }
 
+/// A node of two drives, one of them at `place`.
+pub(crate) fn of_two(drive: usize, place: &Path) -> Setup {
+    Setup { drives: 2, ..patient() }.at(drive, place)
+}
+
+/// As `setup` has it; no drive is withdrawn because the machine is busy.
+pub(crate) fn patient() -> Setup {
+    let setup = setup();
+    let config = setup.config.replace("\"500ms\"", "\"2s\"");
+    Setup { config, ..setup }
+}
+
 /// Both drives hold prompts, of a tenant that stays and of one that is dropped; one is pinned.
 async fn fill(node: &Node, prompts: &[Vec<u64>]) {
     let worker = Worker::new(node, SHAPE).await;
@@ -128,10 +154,11 @@ async fn fill(node: &Node, prompts: &[Vec<u64>]) {
 }
 
 /// The log, `stat` and `doctor` tell of the drive that is missing, and of nothing else.
-async fn says_so(node: &Node, drive: usize) {
+async fn says_so(node: &Node, drive: usize, why: &str) {
     let stats = node.stats().await;
     let (missing, other) = (&stats.drives[drive], &stats.drives[1 - drive]);
     assert!(missing.withdrawn.starts_with("is not there: "), "{missing:?}");
+    assert!(missing.withdrawn.contains(why), "{missing:?}");
     assert_eq!((missing.writable, missing.segments), (false, 0), "{missing:?}");
     assert!(other.withdrawn.is_empty() && other.writable, "{other:?}");
     assert!(node.said().contains("drive missing: left out"), "{}", node.said());

@@ -156,9 +156,14 @@ fn store(path: &Path) -> (Option<Result<Directory, ()>>, Option<Check>) {
 fn served(path: &Path) -> Vec<Check> {
     let Ok(address) = address_in(path, "a sidecar") else { return Vec::new() };
     let stats = Admin::connect(&address).and_then(|mut sidecar| sidecar.stats());
-    let (Ok(stats), Ok(path)) = (stats, path.canonicalize()) else { return Vec::new() };
-    let is_this =
-        |drive: &DriveStats| Path::new(&drive.path).canonicalize().is_ok_and(|at| at == path);
+    let (Ok(stats), Ok(real)) = (stats, path.canonicalize()) else { return Vec::new() };
+    let is_this = |drive: &DriveStats| {
+        let at = Path::new(&drive.path);
+        // One that hangs would hang whoever looks where its path leads.
+        let leads_here =
+            || drive.withdrawn.is_empty() && at.canonicalize().is_ok_and(|at| at == real);
+        at == path || at == real || leads_here()
+    };
     let (this, others): (Vec<_>, Vec<_>) = stats.drives.into_iter().partition(is_this);
     let others = others.iter().filter(|drive| !drive.withdrawn.is_empty());
     let mut checks: Vec<_> = others.map(beside).collect();

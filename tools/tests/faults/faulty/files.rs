@@ -146,8 +146,8 @@ impl Filesystem for Files {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if let Some(errno) = self.shut() {
-            return reply.error(errno);
+        if self.is_shut() {
+            return self.refuse(move |errno| reply.error(errno));
         }
         match self.attributes(&self.child(parent, name)) {
             Ok(found) => reply.entry(&TTL, &found, Generation(0)),
@@ -156,8 +156,8 @@ impl Filesystem for Files {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        if let Some(errno) = self.shut() {
-            return reply.error(errno);
+        if self.is_shut() {
+            return self.refuse(move |errno| reply.error(errno));
         }
         match self.attributes(&self.path(number)) {
             Ok(found) => reply.attr(&TTL, &found),
@@ -257,8 +257,8 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if let Some(errno) = self.shut() {
-            return reply.error(errno);
+        if self.is_shut() {
+            return self.refuse(move |errno| reply.error(errno));
         }
         let path = self.path(number);
         let write = flags.0 & 0o3 != 0;
