@@ -15,7 +15,7 @@ use owners::Claim;
 use redis::{RedisError, Value, cmd};
 use registry::Registry;
 use slots::Spot;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,8 +50,6 @@ pub const BUCKET_BITS_MAX: u8 = slots::BUCKET_BITS_MAX;
 
 /// How old the registry gets while it can be read.
 const REGISTRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a node that did not answer is not named.
-const SUSPICION: Duration = Duration::from_secs(3);
 /// Wrong entries that wait to be taken out; of more, somebody else finds them again.
 const FORGOTTEN_MAX: usize = 1 << 14;
 /// Of these at once.
@@ -83,7 +81,7 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Located {
     /// By where they begin, of equals the longest first; runs of several owners overlap. Of this node
-    /// there is none, nor of one that is a suspect.
+    /// there is none.
     pub runs: Vec<Run>,
     /// Blocks of which nothing is known, as whoever knows could not be reached in time: they may be
     /// anywhere. They end no run whose owner holds blocks on both sides of them.
@@ -123,7 +121,6 @@ struct Shared {
     cluster: Cluster,
     counts: Arc<Counts>,
     registry: Mutex<Arc<Registry>>,
-    suspects: Mutex<HashMap<NodeId, Instant>>,
     /// This node, where it has joined.
     own: Mutex<Option<NodeId>>,
     forgotten: Mutex<VecDeque<(BlockKey, Claim)>>,
@@ -147,7 +144,6 @@ impl Directory {
             cluster: Cluster::new(settings, Arc::clone(&counts))?,
             counts,
             registry: Mutex::default(),
-            suspects: Mutex::default(),
             own: Mutex::default(),
             forgotten: Mutex::default(),
             forgotten_some: Notify::new(),
@@ -191,15 +187,8 @@ impl Directory {
         self.shared.forget(key, Claim { node: owner.node, epoch: owner.epoch });
     }
 
-    /// A node did not answer, or refused a connection: for a few seconds `locate` does not name it.
-    pub fn suspect(&self, node: NodeId) {
-        let now = Instant::now();
-        let mut suspects = locked(&self.shared.suspects);
-        suspects.retain(|_, until| *until > now);
-        suspects.insert(node, now + SUSPICION);
-    }
-
-    /// All nodes that ever joined and were not forgotten, as the registry was read last: a second ago, while it can be.
+    /// All nodes that ever joined and were not forgotten, as the registry was read last: a second ago,
+    /// while it can be.
     pub fn members(&self) -> Vec<Member> {
         self.shared.registry().members.values().cloned().collect()
     }
@@ -247,16 +236,9 @@ impl Shared {
         let key = |block: &usize| BlockKey { sequence: hashes[*block], shard };
         let ops: Vec<_> = blocks.iter().map(|block| get(key(block), bits)).collect();
         let answers = self.cluster.run(&ops, From::Any, deadline).await;
-        let (own, now) = (*locked(&self.own), Instant::now());
-        let suspects: Vec<NodeId> = {
-            let suspects = locked(&self.suspects);
-            suspects.iter().filter(|(_, until)| **until > now).map(|(node, _)| *node).collect()
-        };
-        let counts_for = |claim: &Claim| {
-            registry.owner(*claim).is_some()
-                && Some(claim.node) != own
-                && !suspects.contains(&claim.node)
-        };
+        let own = *locked(&self.own);
+        let counts_for =
+            |claim: &Claim| registry.owner(*claim).is_some() && Some(claim.node) != own;
         for (block, answer) in blocks.iter().zip(answers) {
             let Some(answer) = answer else {
                 counts::add(&self.counts.unknown_probes, 1);
