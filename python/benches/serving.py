@@ -3,7 +3,8 @@
     python benches/serving.py --refrain PATH/refrain [--lmcache VENV/bin/python] [-- vLLM FLAGS]
 
 Conversations of several turns with vLLM's server, of which its own cache holds a few: without a
-store, with Refrain, with vLLM's own tier over files, and with LMCache, on the same disk.
+store, with Refrain, with Refrain behind vLLM's own pool, with vLLM's tier over files there, and
+with LMCache, on the same disk. vLLM's pool needs a GPU.
 
 Each turn's prompt is the one before, what the engine said, and more; all conversations have their
 first turn before any has its second, so that a cache that holds fewer of them holds nothing of use.
@@ -58,13 +59,9 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
     yield refrain("Refrain", "group", options, folder)
     # What the others do: none of them syncs.
     yield refrain("Refrain without syncs", "none", options, folder)
+    yield refrain_tier(options, folder)
     files = {"type": "fs", "root_dir": f"{folder}/files"}
-    spec = {
-        "spec_name": "TieringOffloadingSpec",
-        "cpu_bytes_to_use": options.host_mib << 20,
-        "secondary_tiers": [files],
-    }
-    yield Way("vLLM's file tier", connector("OffloadingConnector", spec))
+    yield Way("vLLM's file tier", behind_pool(files, options))
     if options.lmcache:
         port, http = free_port(), free_port()
         adapter = {"type": "fs_native", "base_path": f"{folder}/lmcache"}
@@ -88,7 +85,28 @@ def ways(options: argparse.Namespace, folder: Path) -> Iterator[Way]:
 
 
 def refrain(name: str, durability: str, options: argparse.Namespace, folder: Path) -> Way:
-    home = folder / f"refrain-{durability}"
+    address, serve = sidecar(folder / f"refrain-{durability}", durability, options)
+    told = {"address": address, "lookup_deadline_ms": 1000}
+    if options.dummy:
+        told["weights"] = "vLLM's own"
+    engine = connector("RefrainConnector", told, kv_connector_module_path="refrain_kv.vllm")
+    return Way(name, engine, serve)
+
+
+def refrain_tier(options: argparse.Namespace, folder: Path) -> Way:
+    address, serve = sidecar(folder / "refrain-tier", "none", options)
+    tier = {
+        "type": "RefrainTier",
+        "module_path": "refrain_kv.vllm.tier",
+        "address": address,
+        "weights": "of this run",
+        "config": "of this run",
+    }
+    return Way("Refrain as vLLM's tier, without syncs", behind_pool(tier, options), serve)
+
+
+def sidecar(home: Path, durability: str, options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Its address, and what starts it."""
     home.mkdir()
     config = home / "config"
     config.write_text(
@@ -96,12 +114,16 @@ def refrain(name: str, durability: str, options: argparse.Namespace, folder: Pat
         f'durability = "{durability}"\n'
         f'[[drives]]\npath = "{home}/drive"\ncapacity = "{options.disk_gib}GiB"\n'
     )
-    told = {"address": f"unix:{home}/sock", "lookup_deadline_ms": 1000}
-    return Way(
-        name,
-        connector("RefrainConnector", told, kv_connector_module_path="refrain_kv.vllm"),
-        [str(options.refrain), "serve", "--config", str(config)],
-    )
+    return f"unix:{home}/sock", [str(options.refrain), "serve", "--config", str(config)]
+
+
+def behind_pool(tier: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    spec = {
+        "spec_name": "TieringOffloadingSpec",
+        "cpu_bytes_to_use": options.host_mib << 20,
+        "secondary_tiers": [tier],
+    }
+    return connector("OffloadingConnector", spec)
 
 
 def connector(name: str, extra: dict[str, Any], **more: str) -> dict[str, Any]:
@@ -126,6 +148,8 @@ def start(way: Way, options: argparse.Namespace, folder: Path) -> None:
         *("--skip-tokenizer-init", "--kv-cache-memory-bytes", f"{options.engine_mib << 20}"),
         *options.engine,
     ]
+    if options.dummy:
+        engine += ["--load-format", "dummy"]
     if way.transfer is not None:
         engine += ["--kv-transfer-config", json.dumps(way.transfer)]
     with open(log, "ab") as file:
@@ -258,18 +282,23 @@ def model_of(options: argparse.Namespace, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=options.width,
         intermediate_size=options.width * 11 // 4,
         num_hidden_layers=options.layers,
         num_attention_heads=options.width // 64,
-        num_key_value_heads=max(options.width // 256, 1),
+        num_key_value_heads=options.kv_heads or max(options.width // 256, 1),
         head_dim=64,
         max_position_embeddings=131_072,
         tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
     )
+    if options.dummy:
+        config.save_pretrained(folder / "model")
+        return folder / "model"
+    torch.manual_seed(1)
     model = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     return folder / "model"
@@ -337,6 +366,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="else one of random weights, of these sizes:")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--kv-heads", type=int, default=0, help="of 64; else a quarter of all")
+    parser.add_argument(
+        "--dummy", action="store_true", help="weights that vLLM makes up: large ones"
+    )
     parser.add_argument("--engine-mib", type=int, default=48, help="the engine's own cache")
     parser.add_argument("--host-mib", type=int, default=64, help="a store's memory")
     parser.add_argument("--disk-gib", type=int, default=4)
