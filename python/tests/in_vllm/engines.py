@@ -95,7 +95,9 @@ class Engine:
         elif GPU is None:
             # The CPU's own rotary kernel computes something else for a latent.
             options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
-        if GPU is not None and not latent:
+        # On a GPU the kernels for latents and adapters have no more.
+        is_short = GPU is not None and (latent or options.get("enable_lora", False))
+        if GPU is not None and not is_short:
             # The only one that computes with all digits.
             options["attention_config"] = {"backend": "TRITON_ATTN"}
         if sidecar is not None:
@@ -114,8 +116,7 @@ class Engine:
             }
         options = {
             "model": str(model),
-            # A GPU's kernels for a latent have no more.
-            "dtype": "bfloat16" if GPU is not None and latent else "float32",
+            "dtype": "bfloat16" if is_short else "float32",
             "kv_cache_memory_bytes": 64 << 20,
             "max_num_batched_tokens": CHUNK,
             **options,

@@ -14,7 +14,7 @@ import socket
 import urllib.request
 
 import pytest
-from engines import BLOCK, CHUNK, prompts, reuses, same, until
+from engines import BLOCK, CHUNK, GPU, prompts, reuses, same, until
 
 #: The second shares all but its end with the first; the third is shorter than a block.
 SHARED = CHUNK
@@ -201,10 +201,9 @@ def test_salts_adapters_and_other_configs_find_nothing_of_each_other(engine, ope
     assert engine.generate(asked)["cached"] == [0]
     adapted = engine.generate(asked, adapter=adapter)
     assert adapted["cached"] == [0]
-    # An adapter's kernels on a GPU add up in any order.
-    assert same(
-        adapted, plain("llama", asked, {"enable_lora": True}, adapter=adapter), pieces=False
-    )
+    expected = plain("llama", asked, {"enable_lora": True}, adapter=adapter)
+    # On a GPU an adapter's kernels add up in any order, so that digits differ by themselves.
+    assert adapted["tokens"] == expected["tokens"] and (GPU or same(adapted, expected))
     opened(enable_lora=True)
     assert engine.generate(asked, salts=["one"])["cached"] == [whole]
     assert engine.generate(asked, adapter=adapter)["cached"] == [whole]
