@@ -97,9 +97,13 @@ async fn sidecars_are_found_over_restarts_and_not_after_they_lost_their_disk() {
     worker.save_durably(&ids).await;
     finds(&right, file.path(), &[(1, 12)]).await;
     finds(&left, file.path(), &[(1, 12)]).await;
-    let nodes = ask(&right, "nodes");
-    let states: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|n| &n["state"]).collect();
-    assert_eq!(states, ["live", "live"]);
+    let nodes = eventually("both are live", PATIENCE, async || {
+        let nodes = ask(&right, "nodes");
+        let listed = nodes["nodes"].as_array().unwrap();
+        let are_live = listed.len() == 2 && listed.iter().all(|node| node["state"] == "live");
+        are_live.then_some(nodes)
+    })
+    .await;
     let epoch = nodes["nodes"][0]["epoch"].as_u64().unwrap();
 
     drop(worker);
