@@ -10,16 +10,11 @@ import time
 from typing import Any
 
 import pytest
+import tier_engine
 from pointed import SIDECAR
 from refrain_kv.vllm.tier import RefrainTier
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext
-from vllm.v1.kv_offload.config import (
-    OffloadingCacheConfig,
-    OffloadingConfig,
-    OffloadingGroupConfig,
-    OffloadingModelConfig,
-    OffloadingParallelConfig,
-)
+from vllm.v1.kv_offload.config import OffloadingConfig
 
 PATIENCE = 30.0
 
@@ -52,32 +47,12 @@ _tenants = itertools.count()
 
 
 def described(spec: Any) -> Any:
-    """A spec of one group of layers: the tests leave out what is not the file tier's."""
-    group = OffloadingGroupConfig(tokens_per_block=16, layer_names=("layer",), group_id=0)
+    """A spec with what the tests leave out as it is not the file tier's: one group of layers."""
+    whole = tier_engine.described({})
     if isinstance(spec.config, OffloadingConfig):
-        spec.config = dataclasses.replace(spec.config, groups=(group,))
-        return spec
-    spec.config = OffloadingConfig(
-        groups=(group,),
-        worker_kv_bytes_per_block=16,
-        enable_kv_cache_events=False,
-        extra_config={},
-        engine_id="test",
-        model=OffloadingModelConfig(name="test", dtype="float32"),
-        cache=OffloadingCacheConfig(tokens_per_hash=16, blocks_per_chunk=1),
-        parallel=OffloadingParallelConfig(
-            rank=0,
-            world_size=1,
-            tp_size=1,
-            pp_size=1,
-            pcp_size=1,
-            dcp_size=1,
-            data_parallel_index=0,
-            data_parallel_size=1,
-            data_parallel_rank_local=None,
-            is_parallelism_agnostic=False,
-        ),
-    )
+        spec.config = dataclasses.replace(spec.config, groups=whole.groups)
+    else:
+        spec.config = dataclasses.replace(whole, worker_kv_bytes_per_block=16)
     return spec
 
 
