@@ -1,6 +1,8 @@
 """Does an engine answer sooner with Refrain behind it?
 
-    python benches/serving.py --refrain PATH/refrain [--lmcache VENV/bin/python] [-- vLLM FLAGS]
+    VENV/bin/python benches/serving.py --refrain PATH/refrain [--lmcache VENV/bin/python] [-- FLAGS]
+
+The first environment has vLLM and this package (`make vllm`), the other one LMCache and vLLM.
 
 Conversations of several turns with vLLM's server, of which its own cache holds a few: without a
 store, with Refrain, with Refrain behind vLLM's own pool, with vLLM's tier over files there, and
