@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-mod manifest;
+mod logs;
 mod rocks;
 mod run;
 

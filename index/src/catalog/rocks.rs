@@ -1,6 +1,6 @@
 //! The rows in RocksDB.
 
-use super::{CatalogError, Change, OpenState, Pairs, Take, manifest};
+use super::{CatalogError, Change, OpenState, Pairs, Take, logs};
 use rocksdb::{DB, IteratorMode, Options, ReadOptions, WriteBatch};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,8 @@ impl Rocks {
     /// Opens what is at `path`, or makes it; what cannot be opened is emptied.
     pub(super) fn open(path: &Path) -> Result<(Self, OpenState), CatalogError> {
         let there = path.join("CURRENT").exists();
-        if there && !manifest::is_whole(path) {
+        // What cannot be looked at, cannot be opened.
+        if there && !logs::end(path).unwrap_or(false) {
             let db = emptied(path, None)?;
             return Ok((Self { db, path: path.into() }, OpenState::Damaged));
         }
