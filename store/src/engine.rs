@@ -292,3 +292,6 @@ fn rest(operation: &DeviceOp, bytes: u64) -> DeviceOp {
         DeviceOp::Sync { file } => DeviceOp::Sync { file: *file },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,3 +36,42 @@ impl Rate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Proves that a rate is of the time in which something was in flight, and follows slowly.
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn time_without_anything_in_flight_does_not_count() {
+        let (mut rate, gauge) = (Rate::default(), Gauge::default());
+        let mut now = Instant::now();
+        for _ in 0..2 {
+            rate.begin(now);
+            assert_eq!(gauge.get(), 0);
+            now += WINDOW / 2;
+            rate.add(MIB, now, false, &gauge);
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(gauge.get(), 2 * MIB * 50);
+    }
+
+    #[test]
+    fn what_overlaps_counts_once_and_a_change_is_followed_by_a_quarter() {
+        let (mut rate, gauge) = (Rate::default(), Gauge::default());
+        let mut now = Instant::now();
+        rate.begin(now);
+        rate.begin(now + WINDOW / 4);
+        now += WINDOW / 2;
+        rate.add(MIB, now, true, &gauge);
+        now += WINDOW / 2;
+        rate.add(MIB, now, true, &gauge);
+        assert_eq!(gauge.get(), 2 * MIB * 50);
+        now += WINDOW;
+        rate.add(4 * MIB, now, false, &gauge);
+        assert_eq!(gauge.get(), (3 * 2 + 4) * MIB * 50 / 4);
+    }
+}
