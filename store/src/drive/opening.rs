@@ -90,7 +90,7 @@ const SEGMENTS_WANTED: u64 = 16;
 const SEGMENT_MIN: u64 = 16 << 20;
 const SEGMENT_MAX: u64 = 1 << 30;
 
-fn usual_segment_bytes(capacity: u64) -> u64 {
+pub(super) fn usual_segment_bytes(capacity: u64) -> u64 {
     let wanted = (capacity / SEGMENTS_WANTED).max(1);
     let power = 1u64 << (u64::BITS - 1 - wanted.leading_zeros());
     power.clamp(SEGMENT_MIN, SEGMENT_MAX)

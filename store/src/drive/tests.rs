@@ -347,6 +347,54 @@ fn a_segment_without_a_head_gets_that_of_its_last_use_back() {
 }
 
 #[test]
+fn heads_that_are_made_up_anew_are_younger_than_all_others_one_after_the_other() {
+    let fixture = Fixture::new(IoEngine::Auto, 4, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    for block in 0.. {
+        if fixture.append(&drive, block).unwrap().address.segment == SegmentId(3) {
+            break;
+        }
+    }
+    drop(drive);
+    for segment in [1, 2] {
+        let file = File::options().write(true).open(fixture.segment_file(segment)).unwrap();
+        file.write_all_at(&[0xff; 8192], 0).unwrap();
+    }
+    let mut opening = fixture.open();
+    opening.repair_segments().unwrap();
+    let births =
+        |opening: &Opening| opening.segments().iter().map(|it| it.birth).collect::<Vec<_>>();
+    let [first, one, other, last] = births(&opening)[..] else { panic!("{opening:?}") };
+    assert!(first < last && last < one && one < other, "{:?}", births(&opening));
+    let repaired = births(&opening);
+    drop(opening);
+    assert_eq!(births(&fixture.open()), repaired);
+}
+
+#[test]
+fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
+    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    let first = fixture.append(&drive, 0).unwrap().address.segment;
+    for block in 1.. {
+        if fixture.append(&drive, block).unwrap().address.segment != first {
+            break;
+        }
+    }
+    drop(drive);
+    let sealed = fixture.open().scan(first, RECORDS_START).unwrap();
+    assert!(sealed.sealed);
+    let file = File::options().write(true).open(fixture.segment_file(first.0)).unwrap();
+    file.write_all_at(&[0; 4096], SEGMENT - 4096).unwrap();
+    let opening = fixture.open();
+    let found = opening.scan(first, RECORDS_START).unwrap();
+    assert_eq!((&found.entries, found.sealed), (&sealed.entries, false));
+    opening.reseal(first).unwrap();
+    drop(opening);
+    assert_eq!(fixture.open().scan(first, RECORDS_START).unwrap(), sealed);
+}
+
+#[test]
 fn a_capacity_larger_than_the_disk_is_refused() {
     let parent = tempfile::tempdir().unwrap();
     let config = DriveConfig {
@@ -358,4 +406,19 @@ fn a_capacity_larger_than_the_disk_is_refused() {
     };
     let refused = Opening::open(&config).unwrap_err();
     assert!(matches!(refused, OpenError::Files(FilesError::DiskTooSmall { .. })), "{refused}");
+}
+
+#[test]
+fn a_new_store_has_sixteen_segments_or_more_of_a_usual_size() {
+    let (mib, gib) = (1 << 20, 1 << 30);
+    for (capacity, segment) in [
+        (1, 16 * mib),
+        (256 * mib, 16 * mib),
+        (gib, 64 * mib),
+        (2 * gib - 1, 64 * mib),
+        (16 * gib, gib),
+        (1000 * gib, gib),
+    ] {
+        assert_eq!(opening::usual_segment_bytes(capacity), segment, "of {capacity} bytes");
+    }
 }

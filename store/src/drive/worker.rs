@@ -101,7 +101,8 @@ impl Worker {
     fn tell_oldest(&self) {
         let since = |at: Instant| at.saturating_duration_since(self.begun).as_millis();
         let since = self.engine.oldest_operation().map(since);
-        let told = since.map_or(0, |since| u64::try_from(since).unwrap_or(u64::MAX - 1) + 1);
+        let told =
+            since.map_or(0, |since| u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1));
         self.counters.oldest_operation_ms.set(told);
     }
 
