@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -80,18 +81,18 @@ class NamedBlocks:
         self._log_lock = threading.Lock()
         self.block_bytes = namespace.block_bytes
 
-    def find(self, names: Sequence[bytes]) -> list[bool]:
-        """Which of them are kept."""
-        lookup = self._lookup(names, self._deadline)
+    def find(self, names: Sequence[bytes], end: float = math.inf) -> list[bool]:
+        """Which of them are kept. `end`, of the monotonic clock, is when that must be known."""
+        lookup = self._lookup(names, end - time.monotonic())
         if lookup is None:
             return [False] * len(names)
         with lookup:
             return _resident(lookup, len(names))
 
-    def load(self, names: Sequence[bytes], pages: Sequence[int]) -> int:
+    def load(self, names: Sequence[bytes], pages: Sequence[int], end: float = math.inf) -> int:
         """Loads them into pages; returns how many have their bytes, from the first one on. Nothing
-        is written into any page afterwards."""
-        end = time.monotonic() + self._deadline
+        is written into any page afterwards. What has not come by `end` is a miss."""
+        end = min(end, time.monotonic() + self._deadline)
         done = 0
         while done < len(names):
             step, is_more = self._load(names[done:], pages[done:], end)
@@ -126,7 +127,8 @@ class NamedBlocks:
                 left = max(end - time.monotonic(), 0.001)
                 with lookup.load_into(self._cache, pages[:matched], deadline=left) as load:
                     loaded = load.finish()
-                held = lookup.release()
+                # Of nothing, no lease is worth the wait for a sidecar that may hang.
+                held = loaded.blocks > 0 and lookup.release()
             except RefrainError as error:
                 self._say(error)
                 return 0, False

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sglang.srt.mem_cache.hicache_storage import (
@@ -22,7 +23,6 @@ from refrain_kv import Client, KvCache
 
 from ..named import NamedBlocks
 from .identity import Deployment
-from .pages import PoolPages
 
 log = logging.getLogger("refrain_kv")
 
@@ -52,6 +52,19 @@ class Ranks:
         return (tensor, self.pipeline, self.context), shard
 
 
+class Pages(Protocol):
+    """Pages of a pool that is read and written itself."""
+
+    #: What the bytes of a page are, in order.
+    form: object
+    page_bytes: int
+    cache: KvCache
+
+    def numbers(self, indices: torch.Tensor) -> list[int]: ...
+
+    def close(self) -> None: ...
+
+
 class KeptPools:
     """`extra` is SGLang's extra config: `address`, `deadline` in seconds, `session_arena_bytes`,
     and the fields of the namespace that SGLang does not know."""
@@ -65,14 +78,14 @@ class KeptPools:
             session_arena_bytes=int(extra.get("session_arena_bytes", SESSION_ARENA)),
             deadline=self._deadline,
         )
-        self._pools: dict[str, tuple[PoolPages, NamedBlocks]] = {}
+        self._pools: dict[str, tuple[Pages, NamedBlocks]] = {}
 
     def __contains__(self, name: str) -> bool:
         return str(name) in self._pools
 
-    def add(self, name: str, pool: Any, pages: PoolPages, block_tokens: int) -> None:
+    def add(self, name: str, pool: Any, pages: Pages, block_tokens: int) -> None:
         """A pool that is read and written itself."""
-        blocks = self.blocks(name, pool, pages.page_bytes, pages.pieces, pages.cache, block_tokens)
+        blocks = self.blocks(name, pool, pages.page_bytes, pages.form, pages.cache, block_tokens)
         self._pools[str(name)] = (pages, blocks)
 
     def blocks(
@@ -97,13 +110,17 @@ class KeptPools:
         )
         return NamedBlocks(self._client, namespace, shard, cache, self._deadline)
 
-    def find(self, name: str, keys: Sequence[str]) -> list[bool]:
+    def find(self, name: str, keys: Sequence[str], end: float = math.inf) -> list[bool]:
         if name not in self:
             return [False] * len(keys)
-        return self._pools[str(name)][1].find(names(keys))
+        return self._pools[str(name)][1].find(names(keys), end)
 
     def restorable(
-        self, keys: Sequence[str], kv_pages: int, transfers: Iterable[PoolTransfer]
+        self,
+        keys: Sequence[str],
+        kv_pages: int,
+        transfers: Iterable[PoolTransfer],
+        end: float = math.inf,
     ) -> PoolTransferResult:
         """Of a prompt whose first `kv_pages` pages are kept, the lengths that all pools have."""
         hits = {PoolName.KV: kv_pages} if kv_pages else {}
@@ -112,7 +129,7 @@ class KeptPools:
             if transfer.hit_policy == PoolHitPolicy.BLOCK_GROUPS:
                 # A second form of pages that are found by themselves: none of it is kept here.
                 continue
-            of_pool = _lengths(self.find(transfer.name, keys[:kv_pages]), transfer)
+            of_pool = _lengths(self.find(transfer.name, keys[:kv_pages], end), transfer)
             lengths = [length for length in lengths if length in of_pool]
             if of_pool:
                 hits[transfer.name] = max(of_pool)

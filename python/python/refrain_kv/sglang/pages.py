@@ -38,7 +38,7 @@ class PoolPages:
             ) from error
         planes = [Plane(base, stride, size) for base, stride, size in zip(bases, strides, sizes)]
         #: Bytes of a page's pieces, in order.
-        self.pieces = sizes
+        self.form = sizes
         self.page_bytes = sum(sizes)
         # One layer of as many planes: nothing here loads layer by layer.
         self.cache = KvCache([planes], pages=pages)

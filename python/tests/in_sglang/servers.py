@@ -1,0 +1,43 @@
+"""The arguments of a server of SGLang's, with a model in a folder as a hub leaves it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sglang.srt.runtime_context import get_context
+from sglang.srt.server_args import ServerArgs
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Makes the server's arguments those of a model, in a folder of a hub's commit."""
+    context = get_context()
+    before = context._server_args
+
+    def make(commit: str | None = "a" * 40, model: dict | None = None, **arguments) -> ServerArgs:
+        # SGLang reads the config of a path once in a process.
+        servers = len(list(tmp_path.iterdir()))
+        folder = tmp_path / f"{servers}" / "models--x--tiny" / "snapshots" / (commit or "main")
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({**MODEL, **(model or {})}))
+        server_args = ServerArgs(model_path=str(folder), device="cpu", **arguments)
+        context.set_server_args(server_args)
+        return server_args
+
+    yield make
+    context._server_args = before
