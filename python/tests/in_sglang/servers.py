@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from sglang.srt.runtime_context import get_context
@@ -23,21 +24,26 @@ MODEL = {
 }
 
 
-@pytest.fixture
-def serve(tmp_path):
+def serves(home: Path):
     """Makes the server's arguments those of a model, in a folder of a hub's commit."""
-    context = get_context()
-    before = context._server_args
 
     def make(commit: str | None = "a" * 40, model: dict | None = None, **arguments) -> ServerArgs:
         # SGLang reads the config of a path once in a process.
-        servers = len(list(tmp_path.iterdir()))
-        folder = tmp_path / f"{servers}" / "models--x--tiny" / "snapshots" / (commit or "main")
+        servers = len(list(home.iterdir()))
+        folder = home / f"{servers}" / "models--x--tiny" / "snapshots" / (commit or "main")
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({**MODEL, **(model or {})}))
         server_args = ServerArgs(model_path=str(folder), device="cpu", **arguments)
-        context.set_server_args(server_args)
+        get_context().set_server_args(server_args)
         return server_args
 
-    yield make
+    return make
+
+
+@pytest.fixture
+def serve(tmp_path):
+    context = get_context()
+    before = context._server_args
+    (tmp_path / "servers").mkdir()
+    yield serves(tmp_path / "servers")
     context._server_args = before

@@ -8,12 +8,16 @@ import itertools
 import time
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import PATIENCE
 from pools import LAYERS, PAGE
+from sglang.srt.configs.mamba_utils import KimiLinearCacheParams, KimiLinearStateShape
+from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -23,7 +27,13 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import (
+    HybridLinearKVPool,
+    HybridReqToTokenPool,
+    MHATokenToKVPool,
+    MLATokenToKVPool,
+    ReqToTokenPool,
+)
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -38,24 +48,40 @@ PAGES = 48
 TOKENS = PAGES * PAGE
 #: Tokens of a window, of two pages.
 WINDOW = 2 * PAGE
-ONE_RANK = {"tp_rank": 0, "tp_size": 1, "attn_dp_size": 1, "attn_dcp_size": 1}
+ONE_RANK = {
+    "tp_rank": 0,
+    "tp_size": 1,
+    "attn_tp_rank": 0,
+    "attn_tp_size": 1,
+    "attn_dp_size": 1,
+    "attn_dcp_size": 1,
+}
 
-SHAPE = {"page_size": PAGE, "dtype": torch.bfloat16, "device": "cpu", "enable_memory_saver": False}
-
-
-def mha() -> tuple:
-    pool = MHATokenToKVPool(size=TOKENS, layer_num=LAYERS, head_num=2, head_dim=32, **SHAPE)
-    return pool, PagedTokenToKVPoolAllocator(TOKENS, PAGE, torch.bfloat16, "cpu", pool, False)
-
-
-def mla() -> tuple:
-    pool = MLATokenToKVPool(
-        size=TOKENS, layer_num=LAYERS, kv_lora_rank=64, qk_rope_head_dim=16, **SHAPE
-    )
-    return pool, PagedTokenToKVPoolAllocator(TOKENS, PAGE, torch.bfloat16, "cpu", pool, False)
+DTYPE = torch.bfloat16
+SHAPE = {"page_size": PAGE, "dtype": DTYPE, "device": "cpu", "enable_memory_saver": False}
 
 
-def swa() -> tuple:
+@dataclass
+class Memory:
+    """What a worker keeps its KV in."""
+
+    pool: Any
+    allocator: Any
+    components: list[ComponentType] = field(default_factory=lambda: [ComponentType.FULL])
+    requests: Any = field(default_factory=lambda: ReqToTokenPool(8, TOKENS, "cpu", False))
+
+
+def mha() -> Memory:
+    return paged(MHATokenToKVPool(size=TOKENS, layer_num=LAYERS, head_num=2, head_dim=32, **SHAPE))
+
+
+def mla() -> Memory:
+    """One latent for all ranks."""
+    shape = {"kv_lora_rank": 64, "qk_rope_head_dim": 16, **SHAPE}
+    return paged(MLATokenToKVPool(size=TOKENS, layer_num=LAYERS, **shape))
+
+
+def swa() -> Memory:
     """Of three layers, the first and the last attend to a window."""
     pool = SWAKVPool(
         size=TOKENS,
@@ -66,10 +92,47 @@ def swa() -> tuple:
         full_attention_layer_ids=[1],
         **SHAPE,
     )
-    allocator = SWATokenToKVPoolAllocator(
-        TOKENS, TOKENS, PAGE, torch.bfloat16, "cpu", pool, need_sort=False
+    allocator = SWATokenToKVPoolAllocator(TOKENS, TOKENS, PAGE, DTYPE, "cpu", pool, False)
+    return Memory(pool, allocator, [ComponentType.FULL, ComponentType.SWA])
+
+
+def mamba(*, use_mla: bool = False) -> Memory:
+    """Of three layers, the first and the last have a state."""
+    shape = KimiLinearStateShape.create(tp_world_size=1, num_heads=2, head_dim=16)
+    requests = HybridReqToTokenPool(
+        size=8,
+        mamba_size=16,
+        mamba_spec_state_size=8,
+        max_context_len=TOKENS,
+        device="cpu",
+        enable_memory_saver=False,
+        cache_params=KimiLinearCacheParams(shape=shape, layers=[0, 2]),
+        mamba_layer_ids=[0, 2],
+        enable_mamba_extra_buffer=True,
     )
-    return pool, allocator
+    pool = HybridLinearKVPool(
+        size=TOKENS,
+        head_num=2,
+        head_dim=32,
+        full_attention_layer_ids=[1],
+        mamba_pool=requests.mamba_pool,
+        use_mla=use_mla,
+        kv_lora_rank=64,
+        qk_rope_head_dim=16,
+        **SHAPE,
+    )
+    memory = paged(pool)
+    memory.components.append(ComponentType.MAMBA)
+    memory.requests = requests
+    return memory
+
+
+def mamba_mla() -> Memory:
+    return mamba(use_mla=True)
+
+
+def paged(pool: Any) -> Memory:
+    return Memory(pool, PagedTokenToKVPoolAllocator(TOKENS, PAGE, DTYPE, "cpu", pool, False))
 
 
 def tokens(seed: int, pages: int) -> list[int]:
@@ -77,23 +140,9 @@ def tokens(seed: int, pages: int) -> list[int]:
 
 
 class Worker:
-    """`make` makes its pool; `groups` are of its ranks, where there are several."""
+    """`make` makes what it keeps its KV in; `group` is of its ranks, where there are several."""
 
-    def __init__(self, serve, address: str, make, *, rank=0, ranks=1, group=None, **extra) -> None:
-        self.pool, self.allocator = make()
-        components = [ComponentType.FULL]
-        if make is swa:
-            components.append(ComponentType.SWA)
-        params = CacheInitParams(
-            disable=False,
-            req_to_token_pool=ReqToTokenPool(8, TOKENS, "cpu", False),
-            token_to_kv_pool_allocator=self.allocator,
-            page_size=PAGE,
-            tp_cache_group=group,
-            sliding_window_size=WINDOW if make is swa else None,
-            tree_components=tuple(components),
-        )
-        self.tree = UnifiedRadixCache(params)
+    def __init__(self, serve, address: str, make, *, group=None, **extra) -> None:
         config = {
             "linker": "RefrainLinker",
             "linker_module_path": "refrain_kv.sglang.linker",
@@ -107,11 +156,25 @@ class Worker:
         }
         server_args = serve(
             served_model_name="tiny",
+            page_size=PAGE,
             enable_unified_cache_external_linker=True,
             unified_cache_external_linker_backend="dynamic",
             unified_cache_external_linker_config=config,
         )
-        with get_parallel().override(**{**ONE_RANK, "tp_rank": rank, "tp_size": ranks}):
+        with get_parallel().override(**ONE_RANK):
+            self.memory = make()
+            self.allocator = self.memory.allocator
+            params = CacheInitParams(
+                disable=False,
+                req_to_token_pool=self.memory.requests,
+                token_to_kv_pool_allocator=self.allocator,
+                page_size=PAGE,
+                tp_cache_group=group,
+                enable_mamba_extra_buffer=True,
+                sliding_window_size=WINDOW if self.has(ComponentType.SWA) else None,
+                tree_components=tuple(self.memory.components),
+            )
+            self.tree = UnifiedRadixCache(params)
             self.linker = create_unified_cache_linker(
                 server_args,
                 params,
@@ -120,7 +183,10 @@ class Worker:
                 components=set(self.tree.components),
             )
         self.tree.init_cache_linker(self.linker)
-        self.pool.register_layer_transfer_counter(self.linker.layer_done_counter)
+        self.memory.pool.register_layer_transfer_counter(self.linker.layer_done_counter)
+
+    def has(self, component: ComponentType) -> bool:
+        return component in self.memory.components
 
     # --- what a forward pass leaves behind ---
 
@@ -135,24 +201,33 @@ class Worker:
             rows.random_(0, 256, generator=generator)
             buffer[slots] = rows.view(buffer.dtype)
 
-    def bytes_at(self, pool: str, slots: torch.Tensor) -> bytes:
+    def bytes_at(self, pool: str, slots: torch.Tensor) -> list[bytes]:
+        """Of each page; of a state, which has one slot."""
+        each = PAGE if len(slots) % PAGE == 0 else 1
         rows = [buffer[slots].contiguous().view(torch.uint8) for buffer in self.buffers()[pool]]
-        return b"".join(row.numpy().tobytes() for row in rows)
+        pages = [row.view(len(slots) // each, -1) for row in rows]
+        return [
+            b"".join(row[page].numpy().tobytes() for row in pages)
+            for page in range(len(slots) // each)
+        ]
 
-    def compute(self, seed: int, pages: int, *, ids: list[int] | None = None) -> dict[str, bytes]:
+    def compute(self, ids: list[int], seed: int = 0) -> dict[str, list[bytes]]:
         """A prompt as if it had been prefilled, put into the tree, which has it offloaded. Returns
-        what each pool has of it."""
-        ids = tokens(seed, pages) if ids is None else ids
-        if isinstance(self.allocator, SWATokenToKVPoolAllocator):
+        what each pool has of it, page by page."""
+        more = {}
+        if self.has(ComponentType.SWA):
             slots = self.allocator.full_attn_allocator.alloc(len(ids))
             window = self.allocator.swa_attn_allocator.alloc(len(ids))
             self.allocator.set_full_to_swa_mapping(slots, window)
             places = {"kv": slots, "swa": window}
         else:
             places = {"kv": self.allocator.alloc(len(ids))}
+        if self.has(ComponentType.MAMBA):
+            places["mamba"] = more["mamba_value"] = self.memory.requests.mamba_allocator.alloc(1)
         for name, there in places.items():
             self.fill(name, there, seed)
-        self.tree.insert(InsertParams(key=RadixKey(array("q", ids)), value=places["kv"].clone()))
+        key = RadixKey(array("q", ids))
+        self.tree.insert(InsertParams(key=key, value=places["kv"].clone(), **more))
         return {name: self.bytes_at(name, there) for name, there in places.items()}
 
     def offloaded(self) -> list[bool]:
@@ -191,6 +266,8 @@ class Worker:
         loaded, req.last_node = self.tree.init_load_back(
             InitLoadBackParams(req.best_match_node, req.host_hit_length, req=req)
         )
+        if loaded:
+            req.loaded = self.tree.linker.private_load_indices[req.rid]
         return loaded
 
     def forward(self, *reqs: SimpleNamespace) -> list[SimpleNamespace]:
@@ -203,21 +280,25 @@ class Worker:
             counter.wait_until(layer)
         return self.tree.finish_external_linker_loads(list(reqs))
 
-    def ask(self, seed: int, pages: int) -> tuple[int, dict[str, bytes]]:
-        """A whole request: how many tokens it did not have to compute that were not on the device,
+    def ask(self, ids: list[int]) -> tuple[int, dict[str, list[bytes]]]:
+        """A whole request: pages that it did not have to compute and that were not on the device,
         and what then stands in their slots."""
-        req = request(tokens(seed, pages))
+        req = request(ids)
         self.match(req)
         loaded = self.load_back(req)
         if not loaded:
             return 0, {}
-        slots = self.tree.linker.private_load_indices[req.rid]
-        places = {"kv": slots}
-        if isinstance(self.allocator, SWATokenToKVPoolAllocator):
-            window = slots[-min(WINDOW, loaded) :]
-            places["swa"] = self.allocator.full_to_swa_index_mapping[window]
         assert self.forward(req) == []
-        return loaded, {name: self.bytes_at(name, there) for name, there in places.items()}
+        return loaded // PAGE, self.landed(req)
+
+    def landed(self, req: SimpleNamespace) -> dict[str, list[bytes]]:
+        """What stands in the slots that a request's load went to."""
+        places = {"kv": req.loaded}
+        if self.has(ComponentType.SWA):
+            places["swa"] = self.allocator.full_to_swa_index_mapping[req.loaded[-WINDOW:]]
+        if self.has(ComponentType.MAMBA):
+            places["mamba"] = req.kv.mamba_pool_idx.view(1)
+        return {name: self.bytes_at(name, there) for name, there in places.items()}
 
     def close(self) -> None:
         self.tree.linker.close()
@@ -231,7 +312,7 @@ def request(ids: list[int]) -> SimpleNamespace:
     return SimpleNamespace(
         rid=f"request {next(RIDS)}",
         ids=ids,
-        kv=None,
+        kv=ReqKvInfo(kv_allocated_len=0),
         swa_branching_seqlen=None,
         session=None,
         extra_key=None,

@@ -10,11 +10,17 @@ from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import (
     DevicePoolEntry,
     DevicePoolGroup,
+    _mamba_device_pool_entry,
     resolve_hybrid_device_pool_group,
 )
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import (
+    HybridLinearKVPool,
+    MHATokenToKVPool,
+    MLATokenToKVPool,
+)
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.runtime_context import get_parallel
 
 from refrain_kv import KvCache, Plane
 
@@ -23,35 +29,50 @@ from .pages import UnevenPoolError
 
 def pool_group(params: Any, components: set[ComponentType]) -> DevicePoolGroup:
     """As SGLang assembles the pools of its own linkers; and those that it has no assembly for, of
-    models with plain attention, with or without windows."""
+    models with plain attention: by itself, beside windows, or beside states of other layers."""
     kvcache, page_size = params.token_to_kv_pool_allocator.get_kvcache(), params.page_size
-    # Others may be derived from these, and hold more.
-    kind = type(kvcache)
-    if kind is MHATokenToKVPool and components == {ComponentType.FULL}:
-        pools = {PoolName.KV: (kvcache, _layers(kvcache))}
-    elif kind is MLATokenToKVPool and components == {ComponentType.FULL}:
-        pools = {PoolName.KV: (kvcache, _layers(kvcache))}
-    elif kind is SWAKVPool and components == {ComponentType.FULL, ComponentType.SWA}:
-        full, window = _layers_of_both(kvcache)
-        pools = {
-            PoolName.KV: (kvcache.full_kv_pool, full),
-            PoolName.SWA: (kvcache.swa_kv_pool, window),
-        }
-    else:
+    entries = _entries(kvcache, params, components)
+    if entries is None:
         return resolve_hybrid_device_pool_group(
             kvcache=kvcache, page_size=page_size, params=params, components=components
         )
     if params.mtp_draft_device_pools or params.sidecar_draft_device_pools:
-        raise ValueError(f"the KV of a draft model beside {kind.__name__} is not kept")
-    entries = [
-        _entry(name, pool, layers, page_size) for name, (pool, layers) in pools.items() if layers
-    ]
-    return DevicePoolGroup(
-        entries, kvcache.layer_num, page_size, rank_replicated=kind is MLATokenToKVPool
-    )
+        raise ValueError(f"a draft model's KV beside {type(kvcache).__name__} is not kept")
+    if get_parallel().attn_dcp_size > 1:
+        raise ValueError("pages that context-parallel decode cuts are not kept")
+    layers = 1 + max(layer for entry in entries for layer in entry.layer_mapping)
+    is_latent = type(kvcache) is MLATokenToKVPool
+    return DevicePoolGroup(entries, layers, page_size, rank_replicated=is_latent)
 
 
-def _entry(name: PoolName, pool: Any, layers: dict[int, int], page_size: int) -> DevicePoolEntry:
+def _entries(
+    kvcache: Any, params: Any, components: set[ComponentType]
+) -> list[DevicePoolEntry] | None:
+    """`None` where SGLang knows better. Other kinds may be derived from these, and hold more."""
+    kind, beside = type(kvcache), components - {ComponentType.FULL}
+    if kind in (MHATokenToKVPool, MLATokenToKVPool) and not beside:
+        return [_entry(PoolName.KV, kvcache, {it: it for it in range(kvcache.layer_num)}, params)]
+    if kind is SWAKVPool and beside == {ComponentType.SWA}:
+        full: dict[int, int] = {}
+        window: dict[int, int] = {}
+        for layer, (own, is_window) in kvcache.layers_mapping.items():
+            (window if is_window else full)[layer - kvcache.start_layer] = own
+        return [
+            _entry(PoolName.KV, kvcache.full_kv_pool, full, params),
+            _entry(PoolName.SWA, kvcache.swa_kv_pool, window, params),
+        ]
+    if kind is HybridLinearKVPool and beside == {ComponentType.MAMBA}:
+        pool, start = kvcache.full_kv_pool, kvcache.start_layer
+        if type(pool) is MHATokenToKVPool:
+            layers = {
+                layer - start: own for layer, own in kvcache.full_attention_layer_id_mapping.items()
+            }
+            states = _mamba_device_pool_entry(params.req_to_token_pool, start)
+            return [_entry(PoolName.KV, pool, layers, params), states]
+    return None
+
+
+def _entry(name: PoolName, pool: Any, layers: dict[int, int], params: Any) -> DevicePoolEntry:
     """`layers` has the pool's own number of each of the model's layers that it is of."""
     mapping: dict[int, Any] = dict(layers)
     if type(pool) is MLATokenToKVPool:
@@ -72,21 +93,9 @@ def _entry(name: PoolName, pool: Any, layers: dict[int, int], page_size: int) ->
         device_pool=pool,
         components=[buffers],
         layer_mapping=mapping,
-        page_size=page_size,
+        page_size=params.page_size,
         rows_are_pages=getattr(pool, "kv_cache_layout", None) == "hnd",
     )
-
-
-def _layers(pool: Any) -> dict[int, int]:
-    return {layer: layer for layer in range(pool.layer_num)}
-
-
-def _layers_of_both(kvcache: SWAKVPool) -> tuple[dict[int, int], dict[int, int]]:
-    """Those that attend to all, and those that attend to a window."""
-    layers: tuple[dict[int, int], dict[int, int]] = ({}, {})
-    for layer, (own, is_window) in kvcache.layers_mapping.items():
-        layers[is_window][layer - kvcache.start_layer] = own
-    return layers
 
 
 class DevicePages:

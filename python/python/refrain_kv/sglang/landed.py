@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolTransfer
@@ -48,9 +48,7 @@ class Landings:
     """Called by SGLang's scheduler alone, from one thread. A lookup takes no longer than
     `deadline`, in seconds."""
 
-    def __init__(
-        self, kept: KeptPools, pools: Mapping[str, LandingPool], deadline: float
-    ) -> None:
+    def __init__(self, kept: KeptPools, pools: Mapping[str, LandingPool], deadline: float) -> None:
         self._kept = kept
         self._pools = pools
         self._deadline = deadline
