@@ -37,7 +37,9 @@ class Landing:
         self._pinned = pinned
         if pinned:
             # PyTorch's own pinned memory comes in powers of two.
-            _check(torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), end, 0))
+            status = torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), end, 0)
+            if int(status):
+                raise RuntimeError(f"pin {end} bytes that pages of {name} land in: {status}")
         #: Of each piece, as words, a page a row.
         self.pieces = [
             words(self._memory[start : start + rows * size].view(rows, size))
@@ -69,9 +71,5 @@ class Landing:
     def close(self) -> None:
         self.cache.close()
         if self._pinned:
-            _check(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
+            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
             self._pinned = False
-
-
-def _check(status: object) -> None:
-    torch.cuda.check_error(int(status))
