@@ -77,7 +77,7 @@ def _entry(name: PoolName, pool: Any, layers: dict[int, int], params: Any) -> De
     mapping: dict[int, Any] = dict(layers)
     if type(pool) is MLATokenToKVPool:
         buffers = pool.kv_buffer
-    elif type(pool) is MHATokenToKVPool and pool.kv_cache_layout in ("nhd", "hnd"):
+    elif type(pool) is MHATokenToKVPool and pool.kv_cache_layout == "nhd":
         for scales in ("k_scale_buffer", "native_k_scale_buffer"):
             if getattr(pool, scales, None) is not None:
                 raise ValueError(f"pages of {name} with scales beside them are not kept")
@@ -94,7 +94,7 @@ def _entry(name: PoolName, pool: Any, layers: dict[int, int], params: Any) -> De
         components=[buffers],
         layer_mapping=mapping,
         page_size=params.page_size,
-        rows_are_pages=getattr(pool, "kv_cache_layout", None) == "hnd",
+        rows_are_pages=False,
     )
 
 
@@ -125,15 +125,10 @@ class DevicePages:
         self.start_layer = getattr(pool, "start_layer", None)
         self.end_layer = getattr(pool, "end_layer", None)
         shapes = [(str(buffer.dtype), list(buffer.shape[1:])) for buffer in buffers]
-        kept_as = getattr(pool, "kv_cache_layout", None)
         # A draft model's layers may stand behind the model's own.
-        self.form = [type(pool).__name__, kept_as, entry.page_size, shapes, *draft]
+        self.form = [type(pool).__name__, entry.page_size, shapes, *draft]
         planes = [Plane(rows.data_ptr(), size, size) for rows, size in zip(self.pieces, sizes)]
-        ordinal = None
-        if self.device.type == "cuda":
-            current = self.device.index is None
-            ordinal = torch.cuda.current_device() if current else self.device.index
-        self.cache = KvCache([planes], pages=self.pages, device=ordinal)
+        self.cache = KvCache([planes], pages=self.pages, device=self.device.index)
 
     def _rows(self, buffer: torch.Tensor) -> torch.Tensor:
         rows = buffer.view(torch.uint8).view(buffer.shape[0], -1)
