@@ -230,6 +230,11 @@ class Worker:
         self.tree.insert(InsertParams(key=key, value=places["kv"].clone(), **more))
         return {name: self.bytes_at(name, there) for name, there in places.items()}
 
+    def forget(self) -> None:
+        """Empties the tree and the pools, as a flush of SGLang's cache does."""
+        self.tree.reset()
+        self.allocator.clear()
+
     def offloaded(self) -> list[bool]:
         """Waits until none is under way, as the scheduler's steps would find it; what became of
         them."""
