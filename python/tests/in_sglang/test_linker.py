@@ -18,7 +18,7 @@ from refrain_kv.sglang.kept import KeptPools
 from refrain_kv.sglang.landing import LandingFullError
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 from test_storage_absence import eventually
-from workers import LAYERS, Worker, mamba, mamba_mla, mha, mla, request, swa, tokens
+from workers import LAYERS, Worker, dsa, mamba, mamba_mla, mha, mla, request, swa, tokens
 
 pytest_plugins = ["servers", "workers"]
 
@@ -47,20 +47,21 @@ def free(worker: Worker) -> dict[str, int]:
     return {name: it.landing.free for name, it in worker.linker._landed._pools.items()}
 
 
-@pytest.mark.parametrize("make", [mha, mla, swa, mamba, mamba_mla])
+@pytest.mark.parametrize("make", [mha, mla, swa, mamba, mamba_mla, dsa])
 def test_what_was_offloaded_is_loaded_by_a_worker_that_starts_later(worker, sidecar, make):
     here = worker(make)
-    assert here.ask(tokens(1, 6)) == (0, {})
-    before = saved(here, tokens(1, 6))
+    ids = tokens(1, 6 * here.memory.page // PAGE)
+    assert here.ask(ids) == (0, {})
+    before = saved(here, ids)
     here.close()
     sidecar.kill()
     sidecar.start()
     there = worker(make)
     rows = free(there)
-    loaded, after = there.ask(tokens(1, 6) + tokens(2, 1))
+    loaded, after = there.ask(ids + tokens(2, 4))
     assert loaded == 6
     # A window has as many pages, a state is one.
-    sizes = {"kv": 6, "swa": 2, "mamba": 1}
+    sizes = {"kv": 6, "swa": 2, "mamba": 1, "indexer": 6}
     assert {name: len(pages) for name, pages in after.items()}.items() <= sizes.items()
     assert after == {name: pages[-sizes[name] :] for name, pages in before.items()}
     assert free(there) == rows

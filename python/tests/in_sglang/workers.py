@@ -28,6 +28,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import (
+    DSATokenToKVPool,
     HybridLinearKVPool,
     HybridReqToTokenPool,
     MHATokenToKVPool,
@@ -46,6 +47,8 @@ from sglang.srt.runtime_context import get_memory, get_parallel
 
 PAGES = 48
 TOKENS = PAGES * PAGE
+#: Of pools with an index.
+INDEXED_PAGE = 4 * PAGE
 #: Tokens of a window, of two pages.
 WINDOW = 2 * PAGE
 ONE_RANK = {
@@ -69,6 +72,7 @@ class Memory:
     allocator: Any
     components: list[ComponentType] = field(default_factory=lambda: [ComponentType.FULL])
     requests: Any = field(default_factory=lambda: ReqToTokenPool(8, TOKENS, "cpu", False))
+    page: int = PAGE
 
 
 def mha() -> Memory:
@@ -131,8 +135,17 @@ def mamba_mla() -> Memory:
     return mamba(use_mla=True)
 
 
-def paged(pool: Any) -> Memory:
-    return Memory(pool, PagedTokenToKVPoolAllocator(TOKENS, PAGE, DTYPE, "cpu", pool, False))
+def dsa() -> Memory:
+    """A latent and an index of it, for all ranks, as of DeepSeek-V3.2; its pages are larger."""
+    shape = {"kv_lora_rank": 64, "qk_rope_head_dim": 16, "kv_cache_dim": 80, "index_head_dim": 128}
+    page = {**SHAPE, "page_size": INDEXED_PAGE}
+    pool = DSATokenToKVPool(size=TOKENS, layer_num=LAYERS, **shape, **page)
+    return paged(pool, INDEXED_PAGE)
+
+
+def paged(pool: Any, page: int = PAGE) -> Memory:
+    allocator = PagedTokenToKVPoolAllocator(TOKENS, page, DTYPE, "cpu", pool, False)
+    return Memory(pool, allocator, page=page)
 
 
 def tokens(seed: int, pages: int) -> list[int]:
@@ -168,7 +181,7 @@ class Worker:
                 disable=False,
                 req_to_token_pool=self.memory.requests,
                 token_to_kv_pool_allocator=self.allocator,
-                page_size=PAGE,
+                page_size=self.memory.page,
                 tp_cache_group=group,
                 enable_mamba_extra_buffer=True,
                 sliding_window_size=WINDOW if self.has(ComponentType.SWA) else None,
@@ -202,8 +215,8 @@ class Worker:
             buffer[slots] = rows.view(buffer.dtype)
 
     def bytes_at(self, pool: str, slots: torch.Tensor) -> list[bytes]:
-        """Of each page; of a state, which has one slot."""
-        each = PAGE if len(slots) % PAGE == 0 else 1
+        """Of each page. A state has one slot, and so has a page's index."""
+        each = 1 if pool in ("mamba", "indexer") else self.memory.page
         rows = [buffer[slots].contiguous().view(torch.uint8) for buffer in self.buffers()[pool]]
         pages = [row.view(len(slots) // each, -1) for row in rows]
         return [
@@ -224,11 +237,17 @@ class Worker:
             places = {"kv": self.allocator.alloc(len(ids))}
         if self.has(ComponentType.MAMBA):
             places["mamba"] = more["mamba_value"] = self.memory.requests.mamba_allocator.alloc(1)
+        places |= self.beside(places["kv"])
         for name, there in places.items():
             self.fill(name, there, seed)
         key = RadixKey(array("q", ids))
         self.tree.insert(InsertParams(key=key, value=places["kv"].clone(), **more))
         return {name: self.bytes_at(name, there) for name, there in places.items()}
+
+    def beside(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Slots of pools behind the same indices."""
+        page = self.memory.page
+        return {"indexer": slots[::page] // page} if "indexer" in self.buffers() else {}
 
     def forget(self) -> None:
         """Empties the tree and the pools, as a flush of SGLang's cache does."""
@@ -294,7 +313,7 @@ class Worker:
         if not loaded:
             return 0, {}
         assert self.forward(req) == []
-        return loaded // PAGE, self.landed(req)
+        return loaded // self.memory.page, self.landed(req)
 
     def landed(self, req: SimpleNamespace) -> dict[str, list[bytes]]:
         """What stands in the slots that a request's load went to."""
@@ -303,6 +322,7 @@ class Worker:
             places["swa"] = self.allocator.full_to_swa_index_mapping[req.loaded[-WINDOW:]]
         if self.has(ComponentType.MAMBA):
             places["mamba"] = req.kv.mamba_pool_idx.view(1)
+        places |= self.beside(req.loaded)
         return {name: self.bytes_at(name, there) for name, there in places.items()}
 
     def close(self) -> None:
