@@ -15,7 +15,7 @@ SGLANG_VENV ?= python/.venv-sglang
 # `all` for what takes too long for every change.
 VLLM_TESTS ?= quick
 
-.PHONY: demo test handshakes simulate soak python vllm sglang engine-suites bench-smoke setup
+.PHONY: demo test handshakes sanitize simulate soak python vllm sglang engine-suites bench-smoke setup
 
 demo: setup ## replay synthetic requests on a real sidecar, kill it half-way, compare every byte
 	cargo build --release --locked -p refrain
@@ -31,6 +31,17 @@ test: setup ## run every test of the Rust crates
 handshakes: setup ## try every order in which threads may meet, where they meet by hand
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))/loom" \
 		cargo test --release --locked -p refrain-store -p refrain-gpu-transfer --lib handshake
+
+# The compiler takes the flag on its stable channel only so; what it compiles is the same.
+sanitized = RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="$(abspath $(CARGO_TARGET_DIR))/sanitize" \
+	cargo test --release --locked --target "$$(rustc --print host-tuple)"
+
+sanitize: setup ## run what has unsafe code, and real sidecars and workers under faults, with AddressSanitizer
+	$(sanitized) -p refrain-store -p refrain-gpu-transfer --lib
+	$(sanitized) -p refrain --test faults -- kills --count 60
+	$(sanitized) -p refrain --test faults -- calls --count 600
+	$(sanitized) -p refrain --test faults -- scribbled --count 20
+	$(sanitized) -p refrain --test faults -- served --count 300
 
 SECONDS ?= 120
 simulate: setup ## run a node over simulated drives from new seeds, for SECONDS

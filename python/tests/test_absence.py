@@ -90,7 +90,7 @@ def test_what_a_sidecar_minds_is_said_when_it_comes(sidecar, waiting):
 def test_a_sidecar_that_hangs_is_waited_for_until_the_deadline_only(sidecar, client):
     worker, tokens = Worker(client), prompt(4, BLOCKS)
     worker.save(tokens, 4, range(BLOCKS), durable=True)
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     # If these waited for the client's own deadline, the second one would find its end.
     for lookup in (
         lambda: worker.registration.lookup(tokens, deadline=0.05),

@@ -4,7 +4,6 @@ code; and a sidecar that goes away makes misses only."""
 from __future__ import annotations
 
 import pickle
-import signal
 
 import numpy as np
 import pytest
@@ -101,7 +100,7 @@ def test_a_sidecar_that_is_killed_in_the_middle_makes_misses_only(sidecar, clien
     other = worker.registration.lookup(prompt(3, 2))
     assert lookup.matched_blocks == BLOCKS
     # It does not answer any more when it is asked to load, and then it is gone.
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     loading = lookup.begin_load_into(worker.cache, worker.pages(range(BLOCKS)))
     sidecar.kill()
     with loading.result() as load:

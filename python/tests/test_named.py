@@ -3,7 +3,6 @@ not there is a miss, and what another worker is still saving is waited for."""
 
 from __future__ import annotations
 
-import signal
 
 import pytest
 import refrain_kv as kv
@@ -74,7 +73,7 @@ def test_a_save_whose_blocks_before_it_never_come_ends_at_its_deadline(worker):
 
 def test_without_a_sidecar_nothing_is_loaded_or_saved(sidecar, worker):
     assert save(worker, range(BLOCKS)).result().saved == BLOCKS
-    sidecar.signal(signal.SIGSTOP)
+    sidecar.stop()
     assert load(worker, range(BLOCKS), deadline=0.1).blocks == 0
     assert save(worker, range(BLOCKS), deadline=0.1).result().saved == 0
     sidecar.kill()
