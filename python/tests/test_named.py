@@ -3,7 +3,6 @@ not there is a miss, and what another worker is still saving is waited for."""
 
 from __future__ import annotations
 
-
 import pytest
 import refrain_kv as kv
 from conftest import PATIENCE, content
