@@ -27,10 +27,16 @@ impl Opening {
                 });
                 found.filter(|found| self.segment_count() > found.0)
             };
-            // Only against a file that is in a wrong place too: else there are two of one segment.
+            // A whole one without a generation has never been used.
+            let is_blank = |id: SegmentId| {
+                self.heads[id.index()].generation.0 == 0
+                    && self.problems.iter().all(|problem| problem.segment() != id)
+            };
+            // Only against a file that is in a wrong place too, or has never been used: else there
+            // are two of one segment.
             let exchange = (0..self.segment_count()).map(SegmentId).find_map(|id| {
                 let found = swapped(id)?;
-                swapped(found).map(|_| (id, found))
+                (swapped(found).is_some() || is_blank(found)).then_some((id, found))
             });
             let Some((id, found)) = exchange else { return Ok(()) };
             let directory = self.directory.as_ref().expect("files lie in a directory");

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+mod repair;
+
 const SEGMENT: u64 = 16 << 20;
 const NAMESPACE: [u8; 32] = [9; 32];
 
@@ -314,84 +316,62 @@ fn a_withdrawn_record_counts_no_more_and_hides_nothing() {
 }
 
 #[test]
-fn a_segment_without_a_head_gets_that_of_its_last_use_back() {
-    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+fn a_restart_writes_on_where_the_last_life_ended() {
+    let fixture = Fixture::new(IoEngine::Auto, 3, Layout::new(8, 131_072).unwrap());
+    assert_eq!(fixture.open().capacity_bytes(), 3 * SEGMENT);
     let (drive, _) = fixture.start();
-    let stored = fixture.append(&drive, 0).unwrap();
-    let first = stored.address;
-    let path = fixture.segment_file(first.segment.0);
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let mut stale = [0; 4096];
-    file.read_exact_at(&mut stale, first.offset).unwrap();
-    let mut blocks = 1..;
-    for segment in [first.segment, SegmentId(1 - first.segment.0)] {
-        while fixture.append(&drive, blocks.next().unwrap()).is_ok() {}
-        drive.release(segment).unwrap();
-    }
-    // The next segment's first record seals the one before.
-    fixture.append(&drive, blocks.next().unwrap()).unwrap();
-    drive.stop();
-    drop(drive);
-    let before = fixture.open().scan(first.segment, RECORDS_START).unwrap();
-    assert!(before.sealed && before.entries.len() > 1);
-
-    // Its first page is of the use before, and nothing but the trailer knows better.
-    file.write_all_at(&stale, first.offset).unwrap();
-    file.write_all_at(&[0xff; 8192], 0).unwrap();
-    let mut opening = fixture.open();
-    assert_eq!(opening.problems(), [SegmentProblem::DamagedHead { id: first.segment }]);
-    assert_eq!(opening.scan(first.segment, RECORDS_START).unwrap().entries, []);
-    opening.repair_segments().unwrap();
-    assert_eq!(opening.problems(), []);
-    assert_eq!(opening.scan(first.segment, RECORDS_START).unwrap(), before);
-}
-
-#[test]
-fn heads_that_are_made_up_anew_are_younger_than_all_others_one_after_the_other() {
-    let fixture = Fixture::new(IoEngine::Auto, 4, Layout::new(8, 131_072).unwrap());
-    let (drive, _) = fixture.start();
-    for block in 0.. {
-        if fixture.append(&drive, block).unwrap().address.segment == SegmentId(3) {
-            break;
-        }
-    }
-    drop(drive);
-    for segment in [1, 2] {
-        let file = File::options().write(true).open(fixture.segment_file(segment)).unwrap();
-        file.write_all_at(&[0xff; 8192], 0).unwrap();
-    }
-    let mut opening = fixture.open();
-    opening.repair_segments().unwrap();
-    let births =
-        |opening: &Opening| opening.segments().iter().map(|it| it.birth).collect::<Vec<_>>();
-    let [first, one, other, last] = births(&opening)[..] else { panic!("{opening:?}") };
-    assert!(first < last && last < one && one < other, "{:?}", births(&opening));
-    let repaired = births(&opening);
-    drop(opening);
-    assert_eq!(births(&fixture.open()), repaired);
-}
-
-#[test]
-fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
-    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
-    let (drive, _) = fixture.start();
-    let first = fixture.append(&drive, 0).unwrap().address.segment;
+    let mut last = fixture.append(&drive, 0).unwrap();
     for block in 1.. {
-        if fixture.append(&drive, block).unwrap().address.segment != first {
+        last = fixture.append(&drive, block).unwrap();
+        if last.address.segment == SegmentId(1) {
             break;
         }
     }
+    drive.stop();
+    let before = drive.segments();
+    assert_eq!(before.iter().map(|it| it.state).collect::<Vec<_>>(), {
+        use SegmentState::{Free, Open, Sealed};
+        [Sealed, Open, Free]
+    });
     drop(drive);
-    let sealed = fixture.open().scan(first, RECORDS_START).unwrap();
-    assert!(sealed.sealed);
-    let file = File::options().write(true).open(fixture.segment_file(first.0)).unwrap();
-    file.write_all_at(&[0; 4096], SEGMENT - 4096).unwrap();
-    let opening = fixture.open();
-    let found = opening.scan(first, RECORDS_START).unwrap();
-    assert_eq!((&found.entries, found.sealed), (&sealed.entries, false));
-    opening.reseal(first).unwrap();
-    drop(opening);
-    assert_eq!(fixture.open().scan(first, RECORDS_START).unwrap(), sealed);
+    let (drive, _) = fixture.start();
+    assert_eq!(drive.segments(), before);
+    let next = fixture.append(&drive, 1000).unwrap();
+    let offset = last.address.offset + last.stored_length;
+    assert_eq!(next.address, RecordAddress { offset, ..last.address });
+}
+
+#[test]
+fn what_a_drive_may_come_back_from_is_told_from_what_it_is_asked_for_wrongly() {
+    let path = || PathBuf::from("store");
+    let errors = |errno: Errno| {
+        let source = || io::Error::from(errno);
+        [
+            DirectoryError::Create { path: path(), source: source() }.into(),
+            DirectoryError::Open { path: path(), source: source() }.into(),
+            DirectoryError::Write { path: path(), source: source() }.into(),
+            DirectoryError::Read { path: path(), source: source() }.into(),
+            FilesError::Reserve { path: path(), bytes: 1, source: source() }.into(),
+            OpenError::from(FilesError::Open { path: path(), source: source() }),
+        ]
+    };
+    assert!(errors(Errno::IO).iter().all(OpenError::is_of_drive));
+    assert!(!errors(Errno::MFILE).iter().any(OpenError::is_of_drive));
+    let superblock = |source| OpenError::from(DirectoryError::Superblock { path: path(), source });
+    assert!(superblock(SuperblockError::Damaged).is_of_drive());
+    assert!(OpenError::from(DirectoryError::NoStore { path: path() }).is_of_drive());
+    assert!(OpenError::Unreadable { path: path() }.is_of_drive());
+    for error in [
+        DirectoryError::InUse { path: path(), holder: "another".into() }.into(),
+        DirectoryError::Capacity { capacity: 1, segment: 2 }.into(),
+        FilesError::DiskTooSmall { path: path(), capacity: 2, available: 1 }.into(),
+        FilesError::NoDirect { path: path() }.into(),
+        SegmentProblem::DamagedHead { id: SegmentId(0) }.into(),
+        OpenError::Uring(Errno::IO.into()),
+        OpenError::Thread(Errno::IO.into()),
+    ] {
+        assert!(!OpenError::is_of_drive(&error), "{error}");
+    }
 }
 
 #[test]

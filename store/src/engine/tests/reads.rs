@@ -33,6 +33,7 @@ fn what_is_left_of_a_short_transfer_goes_on_at_a_whole_page() {
     assert_eq!(again[0].1.bytes(), RECORD - 3 * PAGE_SIZE);
     drive.finish(&again[0]);
     assert_eq!(sink.outcome(), Some(Ok(())));
+    assert_eq!(drive.counters.read_bytes.get(), RECORD);
 }
 
 #[test]
