@@ -230,7 +230,7 @@ async fn announce(
     let ended = load.ended();
     node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
-    node.keep_guests(lease);
+    node.keep_guests(lease, ended);
     // Nobody is left to be told otherwise.
     let _ = send.send(load_event::Event::Done(done(ended))).await;
 }
@@ -247,7 +247,7 @@ async fn send_chunks(
     let ended = load.ended();
     node.count_load(load, ended, node.clock.now() - begin);
     node.settle_load(lease, first, load, ended);
-    node.keep_guests(lease);
+    node.keep_guests(lease, ended);
     let loaded = usize::try_from(ended.loaded).expect("32 bits fit");
     for frame in &load.frames[..loaded] {
         let payload = frame.region().slice(HEADER_SIZE, load.layout.payload_length);

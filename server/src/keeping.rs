@@ -6,6 +6,7 @@
 
 use crate::config::Keep;
 use crate::leases::{Lease, LeaseId};
+use crate::load::Ended;
 use crate::node::Node;
 use crate::save::{Batch, Outgoing};
 use refrain_index::chain::BlockKey;
@@ -16,15 +17,16 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 impl Node {
-    /// Begins to save what of a lease's loaded blocks only memory holds, where the config wants that.
-    /// Waits for nothing.
-    pub(crate) fn keep_guests(self: &Arc<Self>, lease: LeaseId) {
+    /// Begins to save what of a lease's loaded blocks only memory holds, where the config wants that,
+    /// when a load of it has ended. Waits for nothing.
+    pub(crate) fn keep_guests(self: &Arc<Self>, lease: LeaseId, ended: Ended) {
         let mut guard = self.state();
         let state = &mut *guard;
         let is_draining = state.draining;
         let Some(held) = state.leases.get_mut(lease) else { return };
-        let wanted = wanted(held, self.config.peers.keep);
-        if wanted.is_empty() || held.keeping.is_some() || is_draining {
+        let wanted = wanted(held, ended, self.config.peers.keep);
+        let is_keeping = held.keeping.as_ref().is_some_and(|kept| !*kept.borrow());
+        if wanted.is_empty() || is_keeping || is_draining {
             return;
         }
         let (registration, names) = (Arc::clone(&held.registration), held.names.clone());
@@ -103,12 +105,13 @@ impl Node {
 }
 
 /// Of a lease's blocks, those behind the ones on drives that should be on one too.
-fn wanted(lease: &Lease, keep: Keep) -> Range<usize> {
+fn wanted(lease: &Lease, ended: Ended, keep: Keep) -> Range<usize> {
     let first = lease.places.len();
     let behind = lease.loaded[first..].iter().take_while(|loaded| loaded.is_some()).count();
-    let is_all = first + behind == lease.matched();
-    // Somebody is about to compute what stands behind them.
-    let goes_on = is_all && lease.names.len() > lease.matched();
+    // Nothing more is loaded behind them: there is no more, or it does not come.
+    let is_end = first + behind == lease.matched() || ended.reason.is_some();
+    // Somebody is about to compute what stands there.
+    let goes_on = is_end && lease.names.len() > first + behind;
     match keep {
         Keep::Never => first..first,
         Keep::Second if !goes_on => first..first + behind.min(lease.guests),

@@ -4,6 +4,7 @@
 use super::hostile::{Liar, Meddler, Meddling};
 use super::*;
 use refrain_client::Lookup;
+use refrain_client::v1::Refusal;
 use refrain_proto::data::{EndReason, Piece};
 use rustix::process::Signal;
 use std::sync::Arc;
@@ -90,6 +91,26 @@ async fn a_flipped_bit_anywhere_makes_misses_and_no_wrong_byte() {
         assert_eq!(loaded.reason, MissReason::Peer, "byte {place}");
         scene.recovers().await;
     }
+}
+
+/// What came of a prefix is saved here, so that what is computed behind it can be.
+#[tokio::test]
+async fn what_is_computed_behind_a_load_that_broke_off_is_saved() {
+    let scene = Scene::new(28).await;
+    // From its memory the peer sends block after block, in each stripe.
+    Worker::new(&scene.there, SHAPE).await.has_all(&scene.ids).await;
+    // Each of four connections has six blocks: it ends within the last one's last stripe.
+    let stripes = 6 * 4 * (24 + 300_000);
+    scene.meddle(Meddling::Cut(16 + 6 * (24 + 4096) + stripes - 1000));
+    let lookup = scene.found().await;
+    let mut load = lookup.load(0, BLOCKS, Some(PATIENCE)).await.unwrap();
+    while load.next().await.unwrap().is_some() {}
+    let done = load.done().unwrap();
+    assert_eq!((done.loaded_blocks, done.reason), (5, MissReason::Peer));
+    let saved = scene.near.save_from(&lookup, &scene.ids, done.loaded_blocks).await.unwrap();
+    assert_eq!((saved.saved, saved.refusal), (BLOCKS - 5, Refusal::None));
+    assert!(lookup.release().await.unwrap());
+    assert_eq!(tiers(&scene.near, &scene.ids).await[2], 0, "all of it is here");
 }
 
 #[tokio::test]
