@@ -5,7 +5,7 @@
 
 use crate::fates::Eviction;
 use crate::load::Miss;
-use crate::peers::Asked;
+use crate::peers::{Asked, Fetched};
 use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -68,6 +68,7 @@ pub struct Metrics {
     pub kept_blocks: Counter,
     /// Questions to peers of lookups, by how they ended.
     pub offers: CounterBy<Asked>,
+    pub fetches: CounterBy<Fetched>,
     /// Bytes that peers were promised, and not sent yet.
     pub send_queue_bytes: Level,
     /// Connections of peers.
@@ -173,6 +174,7 @@ impl Metrics {
             sent_bytes: make.counter("sent_bytes", "Bytes sent to peers"),
             kept_blocks: make.counter("kept_blocks", "Blocks of peers saved on own drives"),
             offers: make.counter_by("offers", "Questions of lookups to peers, by their end"),
+            fetches: make.counter_by("fetches", "Transfers from peers, by their end"),
             send_queue_bytes: make.level("send_queue_bytes", "Promised to peers, not sent yet"),
             links: make.level("links", "Connections of peers"),
             sessions: make.level("sessions", "Workers connected"),

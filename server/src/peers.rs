@@ -38,6 +38,7 @@ mod whereabouts;
 use arrival::Asked as AskedBlocks;
 pub(crate) use link::Report;
 use link::{Common, Link, LinkError, Up};
+pub(crate) use receiving::Fetched;
 pub(crate) use remote::Remote;
 use tls::Tls;
 use whereabouts::{Candidate, Whereabouts};
@@ -80,6 +81,7 @@ impl Peers {
             clock: node.clock.clone(),
             runtime: Handle::current(),
             data: data.clone(),
+            fetches: node.metrics.fetches.clone(),
         });
         let whereabouts = Whereabouts::new(&config.ask, common);
         whereabouts.links().iter().for_each(Link::connect_if_apart);

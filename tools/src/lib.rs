@@ -12,6 +12,7 @@ mod process;
 pub mod prompt;
 pub mod rows;
 pub mod sidecar;
+pub mod spoiler;
 pub mod stopped;
 pub mod subject;
 pub mod target;

@@ -234,6 +234,30 @@ fn two_nodes_that_are_parted_lose_hits_on_each_other_and_regain_all_of_them() {
     assert_eq!(bench.left(), [] as [PathBuf; 0]);
 }
 
+/// Prompts come before one of three nodes sends wrong bytes, while it does, and when it is honest again.
+#[test]
+fn a_node_that_sends_wrong_bytes_costs_hits_and_is_found_again_when_it_is_honest() {
+    let bench = Bench::new();
+    let before = (0..60).map(|prompt| (0, prompt));
+    let lost = (0..20).map(|prompt| (6, prompt));
+    let regained = (20..60).map(|prompt| (24, prompt));
+    // The new prompt between them is what it begins with, for ten seconds.
+    bench.prompts(before.chain([(5, 1000)]).chain(lost).chain(regained));
+    let flags = ["--nodes", "3", "--speed", "1", "--spoil-at", "60", "--lookup-deadline", "2s"];
+    let report = report(&bench.own(&flags).args(["--hit-log", "hits.jsonl"]).output().unwrap());
+    assert_eq!((&report["wrong_bytes"], &report["errors"]), (&0.into(), &0.into()));
+    assert!(report["spoiled"].as_u64().unwrap() > 0, "{report}");
+    let lines = bench.hit_log();
+    let (lost, regained) = lines[61..].split_at(20);
+    assert_eq!((sum(lost, "ideal_hit"), sum(regained, "ideal_hit")), (160, 320));
+    assert!(hits(lost) < 160, "{report}");
+    let reasons: Vec<_> = lines.iter().filter_map(|line| line["miss"].as_str()).collect();
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| *reason == "peer"), "{reasons:?}");
+    assert_eq!(hits(regained), 320, "{regained:?}");
+    assert!(sum(regained, "hit_peer") > 0, "{regained:?}");
+    assert_eq!(bench.left(), [] as [PathBuf; 0]);
+}
+
 #[test]
 fn nodes_that_are_restarted_one_after_the_other_fail_no_request() {
     let bench = Bench::new();

@@ -2,7 +2,7 @@
 
 use crate::fates::Eviction;
 use crate::load::Miss;
-use crate::peers::Asked;
+use crate::peers::{Asked, Fetched};
 use crate::save::Refusal;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -59,6 +59,13 @@ label!(Asked as "end" {
     Failed = "failed",
 });
 
+label!(Fetched as "end" {
+    Over = "over",
+    Broken = "broken",
+    Lie = "lie",
+    Late = "late",
+});
+
 label!(Refusal as "reason" {
     Busy = "busy",
     NoSpace = "no_space",
@@ -74,8 +81,8 @@ label!(Eviction as "reason" {
     Damage = "damage",
 });
 
-/// A counter for each value of a label.
-#[derive(Debug)]
+/// A counter for each value of a label; a clone counts the same.
+#[derive(Clone, Debug)]
 pub struct CounterBy<L> {
     counters: Vec<Counter>,
     label: PhantomData<fn(L)>,

@@ -78,6 +78,9 @@ fn every_value_of_a_label_is_there_before_it_is_counted() {
     for reason in ["busy", "no_space", "read_only", "draining", "no_parent"] {
         has(&metrics, &format!("refrain_refused_blocks_total{{reason=\"{reason}\"}} 0"));
     }
+    for end in ["over", "broken", "lie", "late"] {
+        has(&metrics, &format!("refrain_fetches_total{{end=\"{end}\"}} 0"));
+    }
     for reason in ["reclaim", "drop", "evict", "damage"] {
         has(&metrics, &format!("refrain_evicted_blocks_total{{reason=\"{reason}\"}} 0"));
     }

@@ -1,11 +1,13 @@
 //! The way to one peer: its connection, whether it is left alone, and how fast it was.
 
+use super::receiving::Fetched;
 use super::remote;
 use super::service;
 use super::stream::Stream;
 use super::tls::Tls;
 use crate::clock::Clock;
 use crate::config::{PeerAddress, PeersConfig};
+use crate::metrics::CounterBy;
 use crate::said::said;
 use hyper_util::rt::TokioIo;
 use refrain_index::hash::{KEY_SCHEME, prove};
@@ -112,6 +114,7 @@ pub(crate) struct Common {
     pub(super) runtime: Handle,
     /// Where bytes arrive.
     pub(super) data: Handle,
+    pub(super) fetches: CounterBy<Fetched>,
 }
 
 #[derive(Debug)]

@@ -32,6 +32,19 @@ const STALL: Duration = Duration::from_millis(500);
 /// Of less, the time says little about the rate.
 const MEASURED_MIN: u64 = 1 << 20;
 
+/// How a transfer from a peer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// As the peer said it would.
+    Over,
+    /// The connection did, or the call.
+    Broken,
+    /// With what it was not asked for.
+    Lie,
+    /// Not by the load's deadline.
+    Late,
+}
+
 /// Why not all of it came.
 #[derive(Debug, Error)]
 enum Broken {
@@ -43,6 +56,19 @@ enum Broken {
     Lie(#[from] Lie),
     #[error("call a peer")]
     Call(#[from] tonic::Status),
+}
+
+impl Broken {
+    /// What it counts as, and what the peer is left alone for.
+    fn end(self) -> (Fetched, Option<LinkError>) {
+        let lie = |what| (Fetched::Lie, Some(LinkError::Lie { what }));
+        match self {
+            Self::Io(source) => (Fetched::Broken, Some(LinkError::Transfer { source })),
+            Self::Call(status) => (Fetched::Broken, Some(LinkError::Call { status })),
+            Self::Data(error) => lie(error.to_string()),
+            Self::Lie(error) => lie(said(&error)),
+        }
+    }
 }
 
 /// Brings blocks `first` and those behind it; each read hears how it ended.
@@ -63,19 +89,20 @@ pub(super) async fn receive(
     let outcome = tokio::time::timeout_at(deadline.into(), share.receive()).await;
     let link = &remote.link;
     let now = link.common.clock.now();
-    match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(Broken::Io(source))) => link.rest(&LinkError::Transfer { source }),
-        Ok(Err(Broken::Call(status))) => link.rest(&LinkError::Call { status }),
-        Ok(Err(Broken::Data(error))) => link.rest(&LinkError::Lie { what: error.to_string() }),
-        Ok(Err(Broken::Lie(lie))) => link.rest(&LinkError::Lie { what: said(&lie) }),
+    let (end, why) = match outcome {
+        Ok(Ok(())) => (Fetched::Over, None),
+        Ok(Err(broken)) => broken.end(),
         Err(_) => {
             share.arrivals.miss = Miss::Deadline;
             // One that was not asked yet, as other loads have all connections, is not to blame.
-            if share.last.is_some_and(|last| now.saturating_duration_since(last) >= STALL) {
-                link.rest(&LinkError::Stalled);
-            }
+            let silent = share.last.map(|last| now.saturating_duration_since(last));
+            let is_stalled = silent.is_some_and(|silent| silent >= STALL);
+            (Fetched::Late, is_stalled.then_some(LinkError::Stalled))
         }
+    };
+    link.common.fetches.of(end).inc();
+    if let Some(why) = why {
+        link.rest(&why);
     }
     if let Some(begun) = share.begun.filter(|_| share.received >= MEASURED_MIN) {
         link.learn(share.received, now.saturating_duration_since(begun));

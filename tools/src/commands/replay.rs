@@ -120,6 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
         runtime.block_on(async { (queue.ideal().await, queue.late_max().await) });
     // Sessions end before the sidecar does: it has nothing to wait for.
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    let spoiled = host.spoiled();
     let stopped = host.end(supervision.abandoned());
 
     let frame = Frame {
@@ -134,6 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
         ideal,
         interrupted: supervision.interrupted(),
         restarts: supervision.restarts(),
+        spoiled,
     };
     let (report, failed) = supervision.finish(&frame);
     print(&report, args.json)?;

@@ -2,13 +2,15 @@
 //! for how long a peer is left alone.
 
 use super::*;
+use crate::metrics::Metrics;
 use tokio::net::TcpListener;
 
 /// Of a node with the config that nobody wrote.
 pub(in crate::peers) fn common() -> Arc<Common> {
     let (runtime, data) = (Handle::current(), Handle::current());
     let (config, clock) = (PeersConfig::default(), Clock::system());
-    Arc::new(Common { tls: None, config, secret: [0; 32], clock, runtime, data })
+    let fetches = Metrics::new().fetches;
+    Arc::new(Common { tls: None, config, secret: [0; 32], clock, runtime, data, fetches })
 }
 
 #[tokio::test]

@@ -108,6 +108,11 @@ pub struct Args {
     /// the other is dropped. Takes root or user namespaces, util-linux and iproute2
     #[arg(long, value_name = "N|half", group = "disturbance")]
     pub(super) part_at: Option<At>,
+    /// Change what the first node's sidecar sends its peers for ten seconds when this request of the
+    /// replay starts: bits of announcements, headers and KV flip, and connections are cut short, by
+    /// --seed
+    #[arg(long, value_name = "N|half", group = "disturbance")]
+    pub(super) spoil_at: Option<At>,
     /// Stop each node's sidecar (SIGTERM) and start it again, one every five seconds, from when this
     /// request of the replay starts
     #[arg(long, value_name = "N|half", group = "disturbance")]
@@ -208,6 +213,7 @@ pub(super) enum How {
     Flush,
     Pause,
     Part,
+    Spoil,
     Roll,
 }
 
@@ -224,6 +230,7 @@ impl Args {
             (self.flush_at, How::Flush),
             (self.pause_at, How::Pause),
             (self.part_at, How::Part),
+            (self.spoil_at, How::Spoil),
             (self.roll_at, How::Roll),
         ];
         let Some((at, how)) = flags.into_iter().find_map(|(at, how)| Some((at?, how))) else {
@@ -248,6 +255,7 @@ impl fmt::Display for How {
             Self::Flush => "directory emptied",
             Self::Pause => "sidecar held",
             Self::Part => "nodes parted",
+            Self::Spoil => "wrong bytes sent",
             Self::Roll => "nodes restarted in turn",
         })
     }
@@ -318,6 +326,7 @@ mod tests {
             ("--flush-at 1", How::Flush),
             ("--pause-at 1", How::Pause),
             ("--part-at 1", How::Part),
+            ("--spoil-at 1", How::Spoil),
             ("--roll-at 1", How::Roll),
         ];
         for (flags, how) in of_fleets {

@@ -6,6 +6,7 @@ use super::report::Restarts;
 use crate::cluster::{Cluster, ClusterError};
 use crate::network::{HUB, Network, NetworkError};
 use crate::sidecar::{Sidecar, SidecarConfig, SidecarError};
+use crate::spoiler::Spoiler;
 use anyhow::{Context, Result};
 use refrain_client::Address;
 use rustix::process::Signal;
@@ -25,6 +26,8 @@ use thiserror::Error;
 const AWAY: Duration = Duration::from_secs(5);
 /// Nodes are apart for so long that connections between them are given up.
 const APART: Duration = Duration::from_secs(10);
+/// Longer than who sends wrong bytes is left alone: it is found out again.
+const SPOILED: Duration = Duration::from_secs(10);
 /// The node whose sidecar is disturbed, from 0.
 const DISTURBED: usize = 0;
 /// The nodes that are parted.
@@ -43,6 +46,8 @@ pub(super) struct Own {
     directory: Option<Cluster>,
     /// Where nodes can be parted.
     network: Option<Network>,
+    /// Where what [`DISTURBED`] sends can be changed.
+    spoiler: Option<Spoiler>,
     /// Who comes back, and when.
     away: Option<(Instant, Away)>,
     _home: Option<TempDir>,
@@ -55,6 +60,8 @@ enum Away {
     Sidecar,
     /// What is between [`PARTED`].
     Link,
+    /// What [`DISTURBED`] sends, as it is.
+    Bytes,
     /// The next sidecar to be restarted.
     Next(usize),
 }
@@ -128,6 +135,12 @@ impl Host {
         matches!(own.away, Some((_, Away::Sidecar))).then_some(DISTURBED)
     }
 
+    /// How many pieces of what a node sent were changed, where that was to be.
+    pub(super) fn spoiled(&self) -> Option<u64> {
+        let Self::Own(own) = self else { return None };
+        own.spoiler.as_ref().map(Spoiler::changed)
+    }
+
     /// Stops our own sidecars and removes their directory; `abandoned` waits for nothing.
     pub(super) fn end(self, abandoned: bool) -> Result<(), SidecarError> {
         match self {
@@ -159,7 +172,8 @@ impl Own {
             return Self::start_fleet(args, &home, temporary);
         }
         let sidecars = vec![Sidecar::start(config(args, &home)?)?];
-        Ok(Self { sidecars, directory: None, network: None, away: None, _home: temporary })
+        let (directory, network, spoiler, away) = (None, None, None, None);
+        Ok(Self { sidecars, directory, network, spoiler, away, _home: temporary })
     }
 
     fn start_fleet(args: &Args, home: &Path, temporary: Option<TempDir>) -> Result<Self> {
@@ -172,24 +186,27 @@ impl Own {
         };
         let secret = home.join("secret");
         write_secret(&secret).with_context(|| format!("write {}", secret.display()))?;
-        let peers = home.join("peers.toml");
-        write_peers(&peers, args).with_context(|| format!("write {}", peers.display()))?;
+        let spoiler = match args.spoil_at {
+            Some(_) => Some(Spoiler::start(args.seed).context("stand before a node")?),
+            None => None,
+        };
         let start = |node: u16| {
             let mut config = config(args, &home.join(format!("node-{node}")))?;
-            config.flags.extend(["--config".into(), peers.clone().into_os_string()]);
+            let place = usize::from(node - 1);
+            config.within = network.as_ref().map_or_else(Vec::new, |it| it.within(place));
+            let spoiled = spoiler.as_ref().filter(|_| place == DISTURBED);
+            let reached = Reached::of(place, network.as_ref(), spoiled)?;
+            let peers = home.join(format!("node-{node}.toml"));
+            write_peers(&peers, args, &reached)
+                .with_context(|| format!("write {}", peers.display()))?;
+            config.flags.extend(["--config".into(), peers.into_os_string()]);
             config.flags.extend(["--secret-file".into(), secret.clone().into_os_string()]);
-            let address = match &network {
-                Some(network) => {
-                    config.within = network.within(usize::from(node - 1));
-                    SocketAddrV4::new(network.address(usize::from(node - 1)), PEERS_PORT)
-                }
-                None => free_address()?,
-            };
-            config.flags.extend(fleet_flags(&cluster, node, address));
+            config.flags.extend(fleet_flags(&cluster, node, &reached));
             anyhow::Ok(Sidecar::start(config)?)
         };
         let sidecars = (1..=args.nodes).map(start).collect::<Result<_>>()?;
-        Ok(Self { sidecars, directory: Some(cluster), network, away: None, _home: temporary })
+        let directory = Some(cluster);
+        Ok(Self { sidecars, directory, network, spoiler, away: None, _home: temporary })
     }
 
     fn tend(&mut self) -> Result<Option<Step>, HostError> {
@@ -202,6 +219,7 @@ impl Own {
                 servers.into_iter().try_for_each(|server| cluster.restart(server))?;
             }
             (Away::Link, _, Some(network)) => network.mend(PARTED)?,
+            (Away::Bytes, ..) => self.spoil(false),
             (Away::Next(node), ..) => return self.restart_in_turn(node).map(Some),
             // Who was never there is not away.
             (Away::Servers(_), None, _) | (Away::Link, _, None) => {}
@@ -234,6 +252,10 @@ impl Own {
                 network.part(PARTED)?;
                 (Away::Link, APART)
             }
+            (How::Spoil, ..) => {
+                self.spoil(true);
+                (Away::Bytes, SPOILED)
+            }
             // The flags refuse it.
             (How::Kill(_) | How::Flush, None, _) | (How::Part, _, None) => {
                 return Ok(Step::default());
@@ -241,6 +263,12 @@ impl Own {
         };
         self.away = Some((Instant::now() + time, gone));
         Ok(Step::default())
+    }
+
+    fn spoil(&self, spoils: bool) {
+        if let Some(spoiler) = &self.spoiler {
+            spoiler.spoil(spoils);
+        }
     }
 
     /// Restarts a sidecar; the one behind it is the next.
@@ -293,16 +321,38 @@ fn config(args: &Args, directory: &Path) -> Result<SidecarConfig> {
 }
 
 /// What makes it a node of the fleet.
-fn fleet_flags(cluster: &Cluster, node: u16, address: SocketAddrV4) -> Vec<OsString> {
+fn fleet_flags(cluster: &Cluster, node: u16, reached: &Reached) -> Vec<OsString> {
     let mut flags: Vec<OsString> = Vec::new();
     for address in cluster.addresses() {
         flags.extend(["--directory".into(), address.into()]);
     }
     flags.extend(["--node".into(), node.to_string().into()]);
-    flags.extend(["--advertise".into(), address.to_string().into()]);
-    flags.extend(["--listen-peers".into(), address.to_string().into()]);
+    flags.extend(["--advertise".into(), reached.advertised.to_string().into()]);
     flags.extend(["--directory-user-file".into(), cluster.user_file().into()]);
     flags
+}
+
+/// Where a node's peers find it.
+struct Reached {
+    advertised: SocketAddrV4,
+    listen: SocketAddrV4,
+    /// Where bytes leave, unless that is its own choice.
+    data_listen: Option<SocketAddrV4>,
+}
+
+impl Reached {
+    /// In its place among the nodes, from 0.
+    fn of(place: usize, network: Option<&Network>, spoiler: Option<&Spoiler>) -> Result<Self> {
+        if let Some(spoiler) = spoiler {
+            let (listen, data) = spoiler.behind();
+            return Ok(Self { advertised: spoiler.before(), listen, data_listen: Some(data) });
+        }
+        let listen = match network {
+            Some(network) => SocketAddrV4::new(network.address(place), PEERS_PORT),
+            None => free_address()?,
+        };
+        Ok(Self { advertised: listen, listen, data_listen: None })
+    }
 }
 
 fn free_address() -> Result<SocketAddrV4> {
@@ -310,15 +360,18 @@ fn free_address() -> Result<SocketAddrV4> {
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr()?.port()))
 }
 
-/// What no flag says of a node's peers, in a config of all nodes.
-fn write_peers(path: &Path, args: &Args) -> std::io::Result<()> {
-    let mut text = String::from("[peers]\n");
+/// What no flag says of a node's peers.
+fn write_peers(path: &Path, args: &Args, reached: &Reached) -> std::io::Result<()> {
+    let mut text = format!("[peers]\nlisten = \"{}\"\n", reached.listen);
     if args.apart {
         // They are beyond loopback, and yet on this machine.
         text.push_str("plain_text = true\n");
     }
     if let Some(deadline) = &args.lookup_deadline {
         writeln!(text, "lookup_deadline = {deadline:?}").expect("text takes any line");
+    }
+    if let Some(data) = reached.data_listen {
+        writeln!(text, "data_listen = \"{data}\"").expect("text takes any line");
     }
     std::fs::write(path, text)
 }

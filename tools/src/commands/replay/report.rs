@@ -56,6 +56,7 @@ pub(super) struct Frame {
     pub(super) ideal: Ideal,
     pub(super) interrupted: bool,
     pub(super) restarts: Restarts,
+    pub(super) spoiled: Option<u64>,
 }
 
 /// What was done to our own sidecars on the way.
@@ -131,6 +132,9 @@ pub(super) struct Report {
     pub(super) killed: bool,
     pub(super) late_ms_max: u64,
     pub(super) interrupted: bool,
+    /// Places where what a node sent was changed or cut off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spoiled: Option<u64>,
     /// Of a fleet, every node, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) nodes: Vec<NodeReport>,
@@ -247,6 +251,7 @@ impl Totals {
             killed,
             late_ms_max: u64::try_from(frame.late_max.as_millis()).unwrap_or(u64::MAX),
             interrupted: frame.interrupted,
+            spoiled: frame.spoiled,
             nodes: self.nodes.values().filter(|_| is_fleet).map(of_node).collect(),
         }
     }

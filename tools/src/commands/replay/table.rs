@@ -125,6 +125,11 @@ impl Table<'_> {
                 write!(out, "{} ran out under a request", report.leases_lost)
             })?;
         }
+        if let Some(spoiled) = report.spoiled {
+            row(out, "spoiled", |out| {
+                write!(out, "{spoiled} places in what node 1 sent were changed or cut off")
+            })?;
+        }
         for (reason, requests) in &report.misses {
             row(out, "not loaded", |out| write!(out, "{reason}, in {requests} requests"))?;
         }

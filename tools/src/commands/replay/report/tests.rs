@@ -15,6 +15,7 @@ fn frame() -> Frame {
         ideal: Ideal { requests: 2, input_tokens: 10_240, hit_tokens: 5120, unique_blocks: 10 },
         interrupted: false,
         restarts: Restarts::default(),
+        spoiled: None,
     }
 }
 
