@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::call::Deadline;
 use crate::connection::{Connection, MESSAGE_BYTES_MAX, lasting_channel};
-use crate::error::{Absence, ClientError};
+use crate::error::{Absence, ClientError, Place};
 use crate::keeper::{self, Link};
 use crate::registration::Registration;
 use refrain_proto::v1::{self, admin_client::AdminClient};
@@ -132,6 +132,6 @@ impl Client {
     }
 
     fn absent(&self, source: Arc<Absence>) -> ClientError {
-        ClientError::Absent { address: self.shared.config.address.clone(), source }
+        ClientError::Absent { place: Place::Here(self.shared.config.address.clone()), source }
     }
 }

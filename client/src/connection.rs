@@ -1,10 +1,10 @@
 //! One session with one sidecar, for as long as that sidecar lives.
 
 use crate::address::Address;
-use crate::call::Failure;
 use crate::client::ClientConfig;
-use crate::error::{Absence, ClientError};
+use crate::error::{Absence, Place};
 use crate::layout::PAGE_SIZE;
+use crate::line::Line;
 use crate::slots::Slots;
 use hyper_util::rt::TokioIo;
 use refrain_gpu_transfer::arena::{Access, Mapping};
@@ -29,8 +29,8 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// A session: its gRPC connection, its two arenas, and the socket whose end is its end.
 ///
-/// All of them are of one sidecar process. None is ever connected anew: a lease or a place in an
-/// arena named to another process would mean other bytes there.
+/// All of them are of one sidecar process. None is ever connected anew: a place in an arena named to
+/// another process would mean other bytes there, as a lease would.
 #[derive(Debug)]
 pub(crate) struct Connection {
     generation: u64,
@@ -81,10 +81,6 @@ impl Connection {
         self.generation
     }
 
-    pub(crate) fn cache(&self) -> CacheClient<Channel> {
-        self.cache.clone()
-    }
-
     pub(crate) fn session_id(&self) -> [u8; 16] {
         self.session_id
     }
@@ -95,18 +91,6 @@ impl Connection {
 
     pub(crate) fn slots(&self) -> &Arc<Slots> {
         &self.slots
-    }
-
-    /// Where work goes on that outlives a caller, who may be gone from any thread.
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
-    /// No call should use this connection any more; those under way may finish.
-    pub(crate) fn lose(&self) {
-        self.lost.store(true, Ordering::Relaxed);
-        // Kept for whoever waits next; there is one at most.
-        self.lost_now.notify_one();
     }
 
     /// Returns when the session has ended, or was given up by a call.
@@ -140,18 +124,25 @@ impl Connection {
         }
         lost
     }
+}
 
-    /// Draws the consequence of a failure: a lost connection is used no more.
-    pub(crate) fn noted(&self, failure: Failure) -> Failure {
-        match failure {
-            Failure::Lost(_) => self.lose(),
-            Failure::Late(_) | Failure::Unknown(_) | Failure::Refused(_) => {}
-        }
-        failure
+impl Line for Connection {
+    fn cache(&self) -> CacheClient<Channel> {
+        self.cache.clone()
     }
 
-    pub(crate) fn error(&self, call: &'static str, failure: Failure) -> ClientError {
-        ClientError::from_failure(call, &self.address, failure)
+    fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    fn place(&self) -> Place {
+        Place::Here(self.address.clone())
+    }
+
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+        // Kept for whoever waits next; there is one at most.
+        self.lost_now.notify_one();
     }
 }
 

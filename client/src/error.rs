@@ -2,12 +2,15 @@
 
 use crate::address::Address;
 use crate::call::Failure;
+use crate::remote::{IdentityError, RemoteAddress};
 use refrain_gpu_transfer::arena::ArenaError;
 use refrain_gpu_transfer::copier::CopyError;
 use refrain_gpu_transfer::layout::LayoutError;
 use refrain_gpu_transfer::paged::BatchError;
 use refrain_proto::session::HandshakeError;
+use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
@@ -18,8 +21,8 @@ use tonic::{Code, Status};
 #[non_exhaustive]
 pub enum ClientError {
     /// Go on without the cache; a later call tries again by itself.
-    #[error("no sidecar at {address}")]
-    Absent { address: Address, source: Arc<Absence> },
+    #[error("no sidecar at {place}")]
+    Absent { place: Place, source: Arc<Absence> },
     /// The sidecar is there and says no; its message names what it minds.
     #[error("sidecar refuses to {call}")]
     Refused { call: &'static str, source: Status },
@@ -34,9 +37,25 @@ pub enum ClientError {
     /// The GPU, or the thread that copies, is of no more use.
     #[error("copy between an arena and a paged KV cache")]
     Transfer { source: CopyError },
+    /// A sidecar of another machine, and no way to be sure of it.
+    #[error(
+        "{address} is beyond this machine, and there is no TLS: name a CA, a certificate and a key, or allow plain text"
+    )]
+    PlainText { address: IpAddr },
+    #[error("set up TLS")]
+    Identity { source: Arc<IdentityError> },
+    #[error("memory of {found} bytes for blocks of {expected}")]
+    Buffer { found: u64, expected: u64 },
     /// Client and sidecar do not fit each other.
     #[error("sidecar answers {call} with {what}")]
     Answer { call: &'static str, what: &'static str },
+}
+
+/// Where a sidecar is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Here(Address),
+    There(RemoteAddress),
 }
 
 /// Why there is nobody to ask.
@@ -45,6 +64,10 @@ pub enum ClientError {
 pub enum Absence {
     #[error("connect to its socket")]
     Socket { source: io::Error },
+    #[error("find it")]
+    Resolve { source: io::Error },
+    #[error("agree on TLS with it")]
+    Tls { source: io::Error },
     #[error("open a session")]
     Handshake { source: HandshakeError },
     #[error("share memory with it")]
@@ -67,6 +90,9 @@ impl ClientError {
             Self::BlocksOutOfRange { .. } => "blocks_out_of_range",
             Self::Cache { .. } => "cache",
             Self::Transfer { .. } => "transfer",
+            Self::PlainText { .. } => "plain_text",
+            Self::Identity { .. } => "identity",
+            Self::Buffer { .. } => "buffer",
             Self::Answer { .. } => "answer",
         }
     }
@@ -82,6 +108,9 @@ impl ClientError {
             | Self::BlocksOutOfRange { .. }
             | Self::Cache { .. }
             | Self::Transfer { .. }
+            | Self::PlainText { .. }
+            | Self::Identity { .. }
+            | Self::Buffer { .. }
             | Self::Answer { .. } => false,
         }
     }
@@ -95,12 +124,21 @@ impl ClientError {
         }
     }
 
-    pub(crate) fn from_failure(call: &'static str, address: &Address, failure: Failure) -> Self {
-        let absent = |source| Self::Absent { address: address.clone(), source: Arc::new(source) };
+    pub(crate) fn from_failure(call: &'static str, place: Place, failure: Failure) -> Self {
+        let absent = |source| Self::Absent { place, source: Arc::new(source) };
         match failure {
             Failure::Lost(source) => absent(Absence::Lost { source }),
             Failure::Late(limit) => absent(Absence::Late { limit }),
             Failure::Unknown(source) | Failure::Refused(source) => Self::Refused { call, source },
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here(address) => address.fmt(out),
+            Self::There(address) => address.fmt(out),
         }
     }
 }

@@ -9,8 +9,9 @@
 use crate::cache::{Arenas, KvCache, transfer};
 use crate::error::ClientError;
 use crate::layout::Layout;
+use crate::lease::Lease;
+use crate::line::Line;
 use crate::load::{Done, Load, Ready};
-use crate::lookup::Lease;
 use refrain_gpu_transfer::copier::{CopyError, CopySink, Fence, Stream, Transfer};
 use refrain_gpu_transfer::layout::Pages;
 use refrain_gpu_transfer::paged::{Batch, Direction};

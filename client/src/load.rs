@@ -3,7 +3,8 @@
 use crate::call::{Deadline, Failure};
 use crate::error::ClientError;
 use crate::layout::Layout;
-use crate::lookup::Lease;
+use crate::lease::Lease;
+use crate::line::Line;
 use refrain_gpu_transfer::arena::Region;
 use refrain_proto::v1::{self, load_event::Event};
 use std::sync::Arc;
@@ -56,8 +57,28 @@ pub struct Done {
 }
 
 impl Done {
-    fn with(reason: v1::MissReason) -> Self {
+    pub(crate) fn with(reason: v1::MissReason) -> Self {
         Self { loaded_blocks: 0, reason, host_blocks: 0, ssd_blocks: 0, peer_blocks: 0 }
+    }
+
+    pub(crate) fn of(done: &v1::load_event::Done) -> Self {
+        Self {
+            loaded_blocks: done.loaded_blocks,
+            reason: done.reason(),
+            host_blocks: done.host_blocks,
+            ssd_blocks: done.ssd_blocks,
+            peer_blocks: done.peer_blocks,
+        }
+    }
+
+    /// Without a last message all of it is a miss, unless the sidecar refuses to load at all.
+    pub(crate) fn missed(failure: &Failure) -> Option<Self> {
+        match failure {
+            Failure::Lost(_) => Some(Self::with(v1::MissReason::Unspecified)),
+            Failure::Late(_) => Some(Self::with(v1::MissReason::Deadline)),
+            Failure::Unknown(_) => Some(Self::with(v1::MissReason::Lease)),
+            Failure::Refused(_) => None,
+        }
     }
 }
 
@@ -180,28 +201,16 @@ impl Load {
             let load_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.lease.load_us.store(load_us, Ordering::Relaxed);
         }
-        self.done = Some(Done {
-            loaded_blocks: done.loaded_blocks,
-            reason: done.reason(),
-            host_blocks: done.host_blocks,
-            ssd_blocks: done.ssd_blocks,
-            peer_blocks: done.peer_blocks,
-        });
+        self.done = Some(Done::of(&done));
         Ok(())
     }
 
     /// Ends the load without a last message: all of it is a miss.
     fn miss(&mut self, failure: Failure) -> Result<(), ClientError> {
         self.stream = None;
-        let reason = match self.lease.connection.noted(failure) {
-            Failure::Lost(_) => v1::MissReason::Unspecified,
-            Failure::Late(_) => v1::MissReason::Deadline,
-            Failure::Unknown(_) => v1::MissReason::Lease,
-            refused @ Failure::Refused(_) => {
-                return Err(self.lease.connection.error("load", refused));
-            }
-        };
-        self.done = Some(Done::with(reason));
+        let failure = self.lease.connection.noted(failure);
+        let missed = Done::missed(&failure);
+        self.done = Some(missed.ok_or_else(|| self.lease.connection.error("load", failure))?);
         Ok(())
     }
 }

@@ -7,6 +7,8 @@ use crate::error::ClientError;
 use crate::gather::Gather;
 use crate::layered::{LayeredLoad, Target};
 use crate::layout::Layout;
+use crate::lease::{Lease, check_range};
+use crate::line::Line;
 use crate::load::Load;
 use crate::registration::session_failure;
 use crate::save::{self, ByCall, Saved};
@@ -14,7 +16,6 @@ use refrain_gpu_transfer::copier::Stream;
 use refrain_gpu_transfer::layout::Pages;
 use refrain_proto::v1;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The blocks of a prompt and those of them that are resident, leased; dropping it releases them.
@@ -36,18 +37,6 @@ pub struct Lookup {
     pub expected_peer: Duration,
 }
 
-/// A lease, given back when nobody holds it any more.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    pub(crate) connection: Arc<Connection>,
-    pub(crate) id: u64,
-    /// Of calls under this lease.
-    pub(crate) limit: Duration,
-    /// What a load of all that matched took, in microseconds; 0 until there was one.
-    pub(crate) load_us: AtomicU64,
-    released: AtomicBool,
-}
-
 impl Lookup {
     pub(crate) async fn request(
         connection: Arc<Connection>,
@@ -62,11 +51,9 @@ impl Lookup {
         let asking = connection.runtime().spawn(async move {
             let request = deadline.request(request);
             let answer = deadline.answer(user.cache().lookup(request)).await;
-            let answer = answer.map_err(|failure| session_failure(&user, "look up", failure))?;
-            let (load_us, released) = (AtomicU64::new(0), AtomicBool::new(false));
-            let lease = Lease { connection: user, id: answer.lease, limit, load_us, released };
+            let answer = answer.map_err(|failure| session_failure(&*user, "look up", failure))?;
             Ok(Self {
-                lease: Arc::new(lease),
+                lease: Lease::new(user, answer.lease, limit),
                 layout,
                 prompt_blocks: answer.prompt_blocks,
                 matched_blocks: answer.matched_blocks,
@@ -168,71 +155,12 @@ impl Lookup {
 
     /// Prolongs the lease by `lease` from now; 0 takes the sidecar's default. `false`: it was over.
     pub async fn renew(&self, lease: Duration) -> Result<bool, ClientError> {
-        let Lease { connection, id, limit, .. } = &*self.lease;
-        let deadline = Deadline::after(*limit);
-        let lease_ms = u32::try_from(lease.as_millis()).unwrap_or(u32::MAX);
-        let request = deadline.request(v1::RenewRequest { lease: *id, lease_ms });
-        let answer = deadline.answer(connection.cache().renew(request)).await;
-        match answer.map_err(|failure| connection.noted(failure)) {
-            Ok(answer) => Ok(answer.held),
-            Err(Failure::Unknown(_) | Failure::Lost(_)) => Ok(false),
-            Err(failure @ (Failure::Late(_) | Failure::Refused(_))) => {
-                Err(connection.error("renew", failure))
-            }
-        }
+        self.lease.renew(lease).await
     }
 
     /// Ends the lease, after all that was loaded has been copied out. `true`: it held all the
     /// while, and the copies count. `false`: discard them; so it is once the lease was released.
     pub async fn release(&self) -> Result<bool, ClientError> {
-        let connection = Arc::clone(&self.lease.connection);
-        if self.lease.released.swap(true, Ordering::Relaxed) {
-            return Ok(false);
-        }
-        let lease = Arc::clone(&self.lease);
-        // Whoever stops waiting has released it all the same.
-        let releasing = connection.runtime().spawn(async move { lease.release().await });
-        match releasing.await {
-            Ok(Ok(held)) => Ok(held),
-            Ok(Err(failure @ Failure::Refused(_))) => Err(connection.error("release", failure)),
-            Ok(Err(Failure::Lost(_) | Failure::Late(_) | Failure::Unknown(_))) | Err(_) => {
-                Ok(false)
-            }
-        }
-    }
-}
-
-impl Lease {
-    async fn release(&self) -> Result<bool, Failure> {
-        let deadline = Deadline::after(self.limit);
-        let request = deadline.request(v1::ReleaseRequest {
-            lease: self.id,
-            load_us: self.load_us.load(Ordering::Relaxed),
-        });
-        let answer = deadline.answer(self.connection.cache().release(request)).await;
-        answer.map(|answer| answer.held).map_err(|failure| self.connection.noted(failure))
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if *self.released.get_mut() {
-            return;
-        }
-        let connection = Arc::clone(&self.connection);
-        let released = AtomicBool::new(true);
-        let load_us = AtomicU64::new(*self.load_us.get_mut());
-        let lease = Self { connection, id: self.id, limit: self.limit, load_us, released };
-        self.connection.runtime().spawn(async move {
-            // A lease that could not be given back runs out.
-            let _ = lease.release().await;
-        });
-    }
-}
-
-fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
-    match first.checked_add(blocks) {
-        Some(end) if end <= available => Ok(()),
-        _ => Err(ClientError::BlocksOutOfRange { first, blocks, available }),
+        self.lease.release().await
     }
 }

@@ -5,6 +5,7 @@ use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::ClientError;
 use crate::layout::Layout;
+use crate::line::Line;
 use crate::lookup::Lookup;
 use refrain_proto::v1::{self, lookup_request};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -150,7 +151,7 @@ async fn register(
 /// A sidecar that does not know the session or the registration has lost its memory of us: only a
 /// new session helps.
 pub(crate) fn session_failure(
-    connection: &Connection,
+    connection: &impl Line,
     call: &'static str,
     failure: Failure,
 ) -> ClientError {
@@ -163,7 +164,7 @@ pub(crate) fn session_failure(
 }
 
 /// A prompt and the extra keys of its first block, as messages have them.
-fn encode(prompt: Prompt<'_>) -> (lookup_request::Prompt, Vec<Vec<u8>>) {
+pub(crate) fn encode(prompt: Prompt<'_>) -> (lookup_request::Prompt, Vec<Vec<u8>>) {
     match prompt {
         Prompt::Tokens(tokens) => (encode_tokens(tokens), Vec::new()),
         Prompt::Keyed { tokens, extra_keys } => (encode_tokens(tokens), extra_keys.to_vec()),

@@ -3,12 +3,13 @@
 use crate::call::{Deadline, Failure};
 use crate::error::ClientError;
 use crate::layout::Layout;
-use crate::lookup::Lease;
+use crate::lease::Lease;
+use crate::line::Line;
+use crate::reservation::Reservation;
 use crate::slots::Slot;
 use refrain_proto::v1::{self, Refusal};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a commit's slots wait for its answer. Callers stop waiting at their deadline; a sidecar
@@ -58,11 +59,11 @@ pub(crate) async fn save(
     mut source: impl Source,
     durable: bool,
 ) -> Result<Saved, ClientError> {
-    let mut saved = Saved { offered: 0, saved: 0, refusal: Refusal::None, durable: true };
+    let mut saved = Saved::none();
     if blocks.is_empty() {
         return Ok(saved.ended(Refusal::None));
     }
-    let (reservation, refusal) = match reserve(lease, blocks).await {
+    let (reservation, refusal) = match Reservation::request(lease, blocks).await {
         Ok(answer) => answer,
         Err(Failure::Lost(_) | Failure::Unknown(_)) => {
             return Ok(saved.ended(Refusal::Unspecified));
@@ -111,65 +112,22 @@ pub(crate) async fn save(
 }
 
 impl Saved {
+    /// Before anything was.
+    pub(crate) fn none() -> Self {
+        Self { offered: 0, saved: 0, refusal: Refusal::None, durable: true }
+    }
+
     /// With nothing saved, nothing is durable.
-    fn ended(self, refusal: Refusal) -> Self {
+    pub(crate) fn ended(self, refusal: Refusal) -> Self {
         Self { refusal, durable: self.durable && self.saved > 0, ..self }
     }
 
     /// Counts a commit in; whether all of its blocks were saved.
-    fn add(&mut self, answer: &v1::CommitResponse, blocks: u32) -> bool {
+    pub(crate) fn add(&mut self, answer: &v1::CommitResponse, blocks: u32) -> bool {
         self.saved += answer.saved_blocks.min(blocks);
         self.durable &= answer.durable;
         answer.saved_blocks >= blocks
     }
-}
-
-/// Blocks that the sidecar awaits; those that never come are called off at the end.
-struct Reservation {
-    lease: Arc<Lease>,
-    id: u64,
-    blocks: Vec<u32>,
-    complete: AtomicBool,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if *self.complete.get_mut() {
-            return;
-        }
-        let (lease, reservation) = (Arc::clone(&self.lease), self.id);
-        let runtime = lease.connection.runtime().clone();
-        runtime.spawn(async move {
-            let deadline = Deadline::after(lease.limit);
-            let request = deadline.request(v1::AbortRequest { reservation });
-            // A reservation that could not be called off ends with its lease.
-            let _ = deadline.answer(lease.connection.cache().abort(request)).await;
-        });
-    }
-}
-
-async fn reserve(
-    lease: &Arc<Lease>,
-    blocks: Range<u32>,
-) -> Result<(Arc<Reservation>, Refusal), Failure> {
-    let deadline = Deadline::after(lease.limit);
-    let request = v1::ReserveRequest {
-        lease: lease.id,
-        first_block: blocks.start,
-        blocks: blocks.end - blocks.start,
-    };
-    let user = Arc::clone(lease);
-    // A task of its own: where nobody waits for the answer any more, it is dropped and called off.
-    let asking = lease.connection.runtime().spawn(async move {
-        let mut cache = user.connection.cache();
-        let answer = deadline.answer(cache.reserve(deadline.request(request))).await;
-        let answer = answer.map_err(|failure| user.connection.noted(failure))?;
-        let refusal = answer.refusal();
-        let complete = AtomicBool::new(answer.blocks.is_empty());
-        let (id, blocks) = (answer.reservation, answer.blocks);
-        Ok((Arc::new(Reservation { lease: user, id, blocks, complete }), refusal))
-    });
-    asking.await.unwrap_or(Err(Failure::Late(lease.limit)))
 }
 
 /// As many slots as there are, up to one for each block; waits until there is one.
@@ -225,7 +183,7 @@ impl Commit {
         match answer.map_err(|failure| connection.noted(failure)) {
             Ok(answer) => {
                 let whole = count(self.slots.len()) == answer.saved_blocks;
-                self.reservation.complete.store(whole && self.done, Ordering::Relaxed);
+                self.reservation.set_complete(whole && self.done);
                 Ok(answer)
             }
             Err(failure @ (Failure::Unknown(_) | Failure::Refused(_))) => Err(failure),

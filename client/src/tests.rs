@@ -14,6 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 mod fake;
+mod remote;
 
 const LONG: Duration = Duration::from_secs(10);
 /// Waited out where nothing comes; still enough for all that does.

@@ -34,7 +34,10 @@ pub(crate) fn of_client(error: &ClientError) -> PyErr {
         ClientError::Cache { .. } => kinds::CacheError::new_err(arguments),
         ClientError::Transfer { .. } => kinds::TransferError::new_err(arguments),
         ClientError::Answer { .. } => kinds::AnswerError::new_err(arguments),
-        _ => kinds::RefrainError::new_err(arguments),
+        ClientError::PlainText { .. }
+        | ClientError::Identity { .. }
+        | ClientError::Buffer { .. }
+        | _ => kinds::RefrainError::new_err(arguments),
     }
 }
 

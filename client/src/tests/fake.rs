@@ -4,6 +4,7 @@ use refrain_gpu_transfer::arena::{Access, Mapping};
 use refrain_proto::session::{self, Status as Answer, Welcome};
 use refrain_proto::v1::{self, cache_server};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -11,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -42,6 +43,8 @@ pub(crate) enum Seen {
 
 pub(crate) struct Fake {
     path: PathBuf,
+    /// Where clients of other machines would come in.
+    pub(crate) address: SocketAddr,
     /// `None` once dead.
     runtime: Option<tokio::runtime::Runtime>,
     pub(crate) seen: mpsc::UnboundedReceiver<Seen>,
@@ -57,6 +60,8 @@ pub(crate) struct Gates {
     pub(crate) loads: watch::Sender<bool>,
     /// How many blocks commits save before they have no more space.
     pub(crate) space: AtomicU64,
+    /// What a read answers.
+    pub(crate) read: Mutex<Vec<v1::read_chunk::Chunk>>,
 }
 
 struct Cache {
@@ -71,8 +76,8 @@ impl Fake {
     pub(crate) fn start(path: &Path) -> Self {
         let (send, seen) = mpsc::unbounded_channel();
         let [sessions, lookups, commits, loads] = std::array::from_fn(|_| watch::Sender::new(true));
-        let gates = Gates { sessions, lookups, commits, loads, space: AtomicU64::new(u64::MAX) };
-        let gates = Arc::new(gates);
+        let (space, read) = (AtomicU64::new(u64::MAX), Mutex::default());
+        let gates = Arc::new(Gates { sessions, lookups, commits, loads, space, read });
         let cache = Arc::new(Cache {
             seen: send,
             gates: Arc::clone(&gates),
@@ -85,14 +90,19 @@ impl Fake {
         let inside = runtime.enter();
         let grpc = UnixListener::bind(path).unwrap();
         let sessions = UnixListener::bind(session::socket_path(path)).unwrap();
+        let remote = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        remote.set_nonblocking(true).unwrap();
+        let remote = TcpListener::from_std(remote).unwrap();
+        let address = remote.local_addr().unwrap();
         drop(inside);
         runtime.spawn(accept_sessions(sessions, Arc::clone(&cache)));
-        runtime.spawn(
-            tonic::transport::Server::builder()
-                .add_service(cache_server::CacheServer::from_arc(cache))
-                .serve_with_incoming(UnixListenerStream::new(grpc)),
-        );
-        Self { path: path.to_owned(), runtime: Some(runtime), seen, gates }
+        let router = || {
+            let service = cache_server::CacheServer::from_arc(Arc::clone(&cache));
+            tonic::transport::Server::builder().add_service(service)
+        };
+        runtime.spawn(router().serve_with_incoming(UnixListenerStream::new(grpc)));
+        runtime.spawn(router().serve_with_incoming(TcpListenerStream::new(remote)));
+        Self { path: path.to_owned(), address, runtime: Some(runtime), seen, gates }
     }
 
     /// Dies as a process does: all of its sockets are closed when this returns.
@@ -288,10 +298,12 @@ impl cache_server::Cache for Cache {
     }
 
     async fn read(&self, _: Request<v1::ReadRequest>) -> Answered<Self::ReadStream> {
-        Err(Status::unimplemented("a client with shared memory reads there"))
+        let chunks = std::mem::take(&mut *self.gates.read.lock().unwrap()).into_iter();
+        let chunks = chunks.map(|chunk| Ok(v1::ReadChunk { chunk: Some(chunk) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
 
     async fn write(&self, _: Request<Streaming<v1::WriteChunk>>) -> Answered<v1::CommitResponse> {
-        Err(Status::unimplemented("a client with shared memory writes there"))
+        Err(Status::unimplemented("a test of this is made with a sidecar"))
     }
 }

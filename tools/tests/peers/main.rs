@@ -18,6 +18,7 @@ use tempfile::TempDir;
 mod failures;
 mod hostile;
 mod promises;
+mod remote;
 mod security;
 mod transfers;
 

@@ -11,14 +11,14 @@ use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// An authority, and what it signs.
-struct Authority {
+pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    ca: PathBuf,
+    pub(super) ca: PathBuf,
     home: TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -29,7 +29,7 @@ impl Authority {
     }
 
     /// A certificate for a host, and its key.
-    fn sign(&self, host: &str) -> (PathBuf, PathBuf) {
+    pub(super) fn sign(&self, host: &str) -> (PathBuf, PathBuf) {
         let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         let key = KeyPair::generate().unwrap();
         let file = |name: &str| self.home.path().join(format!("{host}.{name}"));
@@ -40,7 +40,7 @@ impl Authority {
     }
 
     /// The same node with certificates; `ca` is whom it believes.
-    fn certify(&self, setup: &Setup, address: &str, ca: &Path) -> Setup {
+    pub(super) fn certify(&self, setup: &Setup, address: &str, ca: &Path) -> Setup {
         let (pem, key) = self.sign(address.split(':').next().unwrap());
         setup
             .clone()
