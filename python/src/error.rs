@@ -1,7 +1,7 @@
 //! Errors as exceptions: a class a kind, with a stable code and whether to try again.
 
 use pyo3::prelude::*;
-use refrain_client::{AddressError, ClientError};
+use refrain_client::ClientError;
 use std::error::Error;
 
 /// The classes, which are Python's.
@@ -41,7 +41,7 @@ pub(crate) fn of_client(error: &ClientError) -> PyErr {
     }
 }
 
-pub(crate) fn of_address(error: &AddressError) -> PyErr {
+pub(crate) fn of_address(error: &dyn Error) -> PyErr {
     kinds::AddressError::new_err((error.to_string(), "address", false))
 }
 

@@ -19,6 +19,7 @@ mod namespace;
 mod numbers;
 mod pending;
 mod registration;
+mod remote;
 mod session;
 mod task;
 mod watch;
@@ -43,6 +44,8 @@ mod _native {
     use crate::pending::Pending;
     #[pymodule_export]
     use crate::registration::Registration;
+    #[pymodule_export]
+    use crate::remote::{RemoteClient, RemoteLookup, RemoteRegistration};
     #[pymodule_export]
     use crate::watch::{Change, Watch};
 

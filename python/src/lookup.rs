@@ -136,14 +136,14 @@ impl Lookup {
 }
 
 /// What becomes of a save that there is no sidecar for.
-const NOT_SAVED: refrain_client::Saved = refrain_client::Saved {
+pub(crate) const NOT_SAVED: refrain_client::Saved = refrain_client::Saved {
     offered: 0,
     saved: 0,
     refusal: v1::Refusal::Unspecified,
     durable: false,
 };
 
-fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
+pub(crate) fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
     match first.checked_add(blocks) {
         Some(end) if end <= available => Ok(()),
         _ => Err(ClientError::BlocksOutOfRange { first, blocks, available }),

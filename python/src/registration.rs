@@ -44,22 +44,22 @@ impl Registration {
 }
 
 /// A prompt, as Python gave it.
-enum Asked {
+pub(crate) enum Asked {
     Tokens { tokens: Vec<u32>, extra_keys: Vec<Vec<u8>> },
     Hashes(Vec<Vec<u8>>),
     Separate(Vec<Vec<u8>>),
 }
 
 impl Asked {
-    fn tokens(tokens: &Bound<'_, PyAny>, extra_keys: Vec<Vec<u8>>) -> PyResult<Self> {
+    pub(crate) fn tokens(tokens: &Bound<'_, PyAny>, extra_keys: Vec<Vec<u8>>) -> PyResult<Self> {
         Ok(Self::Tokens { tokens: numbers::integers(tokens)?, extra_keys })
     }
 
-    fn hashes(hashes: Vec<Vec<u8>>, separate: bool) -> Self {
+    pub(crate) fn hashes(hashes: Vec<Vec<u8>>, separate: bool) -> Self {
         if separate { Self::Separate(hashes) } else { Self::Hashes(hashes) }
     }
 
-    fn prompt(&self) -> Prompt<'_> {
+    pub(crate) fn prompt(&self) -> Prompt<'_> {
         match self {
             Self::Tokens { tokens, extra_keys } => Prompt::Keyed { tokens, extra_keys },
             Self::Hashes(hashes) => Prompt::Engine(hashes),
@@ -68,7 +68,7 @@ impl Asked {
     }
 
     /// How many it fills.
-    fn blocks(&self, block_tokens: u32) -> u32 {
+    pub(crate) fn blocks(&self, block_tokens: u32) -> u32 {
         let blocks = match self {
             Self::Tokens { tokens, .. } => {
                 let tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);

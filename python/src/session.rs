@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Both control and announcements are small: bytes go through shared memory.
+/// Both control and announcements are small: on one node, bytes go through shared memory.
 const THREADS: usize = 2;
 /// A call that does not end by then ends with the process.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);

@@ -1,6 +1,7 @@
 """The client, compiled."""
 
 from collections.abc import Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar, final
 
@@ -26,6 +27,9 @@ class _CudaArrayInterface(Protocol):
 
 class _DLPack(Protocol):
     def __dlpack__(self) -> Any: ...
+
+class _Buffer(Protocol):
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class _Listed(Protocol):
     def tolist(self) -> Any: ...
@@ -277,6 +281,90 @@ class Lookup(_Closes):
     def begin_release(self) -> Pending[bool]: ...
     def close(self) -> None:
         """Has the lease released, without waiting for the answer."""
+
+@final
+class RemoteClient(_Closes):
+    """A connection to a sidecar of another machine, made when it is used and again after it was
+    lost. Blocks come and go in messages, from and to buffers of bytes.
+
+    `address` is `HOST:PORT`, what that sidecar's config calls `peers.listen`. `ca`, `certificate`
+    and `key` are files of mutual TLS, PEM; without them it speaks to addresses of this machine
+    alone, unless `plain_text` says otherwise. `deadline`, in seconds, is that of every call.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        ca: str | PathLike[str] | None = None,
+        certificate: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        plain_text: bool = False,
+        deadline: float = 5.0,
+    ) -> None: ...
+    def register(
+        self, namespace: Namespace, *, shard: int, block_bytes: int | None = None
+    ) -> RemoteRegistration:
+        """What the sidecar minds is raised now or, if it was absent, by look-ups."""
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+
+@final
+class RemoteRegistration(_Closes):
+    """A namespace and shard that lookups are made in. It outlives the sidecar. `deadline`, in
+    seconds, is a lookup's own; the client's by default. No answer by then is a miss."""
+
+    def lookup(
+        self, tokens: _Integers, *, extra_keys: Sequence[bytes] = (), deadline: float | None = None
+    ) -> RemoteLookup: ...
+    def lookup_hashes(
+        self, hashes: Sequence[bytes], *, separate: bool = False, deadline: float | None = None
+    ) -> RemoteLookup: ...
+    @property
+    def payload_bytes(self) -> int:
+        """Of a block in a buffer, padding between stripes included. Raises `AbsentError` until a
+        sidecar has said it."""
+    @property
+    def stripes(self) -> list[tuple[int, int]]:
+        """Where each lies in a payload, a whole number of layers: offset and length."""
+    def close(self) -> None: ...
+
+@final
+class RemoteLookup(_Closes):
+    """The blocks of a prompt and those of them that are resident, leased until it is closed.
+
+    Buffers are contiguous and of bytes; they hold payload behind payload, `payload_bytes` each.
+    """
+
+    @property
+    def prompt_blocks(self) -> int: ...
+    @property
+    def matched_blocks(self) -> int: ...
+    @property
+    def absent(self) -> bool:
+        """Whether no sidecar has answered in time: nothing is matched, nothing will be written."""
+    @property
+    def tiers(self) -> list[tuple[Literal["host", "ssd", "peer", "unspecified"], int]]:
+        """Where the matched blocks lie, in order."""
+    def read(
+        self,
+        into: _Buffer,
+        *,
+        first: int = 0,
+        blocks: int | None = None,
+        deadline: float | None = None,
+    ) -> Loaded:
+        """Reads blocks from `first` on, all that matched by default, into a buffer of just their
+        size. Bytes of blocks that are misses are zero."""
+    def write(self, data: _Buffer, *, first: int | None = None, durable: bool = False) -> Saved:
+        """Saves blocks from `first` on (the first that was not matched, by default). A refusal is
+        an answer."""
+    def renew(self, seconds: float = 0.0) -> bool:
+        """Prolongs the lease; `False`: it was over."""
+    def release(self) -> bool:
+        """Ends the lease; whether it held until now. What was read counts all the same."""
+    def close(self) -> None: ...
 
 @final
 class Load(_Closes):
