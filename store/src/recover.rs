@@ -382,5 +382,7 @@ mod tests {
         assert_eq!(kinds.len(), problems.len());
         assert_eq!(problems[0].kind(), SegmentProblem::TRUNCATED);
         assert!(problems.iter().all(|problem| problem.segment() == id));
+        let of_head: Vec<_> = problems.iter().filter(|problem| problem.is_of_head()).collect();
+        assert_eq!(of_head, problems[1..4].iter().collect::<Vec<_>>());
     }
 }

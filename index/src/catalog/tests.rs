@@ -170,3 +170,16 @@ fn a_value_under_another_key_is_damage() {
     let catalog = catalog.emptied(STORE_ID).unwrap();
     assert_eq!(catalog.load(START).unwrap(), []);
 }
+
+#[test]
+fn a_value_of_another_version_or_with_part_of_a_row_is_none() {
+    let value = run(3, 1, START, 2).encode();
+    let decoded = |value| Run::decode(3, START, &Run::resealed(3, START, value));
+    assert_eq!(decoded(value.clone()), Some(run(3, 1, START, 2)));
+    let mut newer = value.clone();
+    newer[0] += 1;
+    assert_eq!(decoded(newer), None);
+    assert_eq!(decoded(value[1..].to_vec()), None);
+    let cut = value[..value.len() - 1].to_vec();
+    assert_eq!(decoded(cut), None);
+}

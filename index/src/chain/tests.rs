@@ -40,6 +40,26 @@ fn a_block_takes_at_most_150_bytes_at_any_size() {
 }
 
 #[test]
+fn every_block_is_on_one_page() {
+    let mut chain = Chain::default();
+    assert_eq!(chain.pages(), 0);
+    let mut count = 0;
+    while chain.pages() < 3 {
+        let sequence = SequenceHash(*blake3::hash(&u32::to_le_bytes(count)).as_bytes());
+        let place = Wide([count % 7, count, 0, 0, 0, 0]);
+        chain.insert(BlockKey { sequence, shard: 0 }, None, place, 0).unwrap();
+        count += 1;
+    }
+    let pages = (0..chain.pages()).map(|page| chain.page(page).map(|(_, place)| place.0[1]));
+    let pages: Vec<Vec<_>> = pages.map(Iterator::collect).collect();
+    assert!(pages.iter().all(|page| !page.is_empty()));
+    let mut found = pages.concat();
+    found.sort_unstable();
+    assert!(found.into_iter().eq(0..count));
+    assert_eq!(chain.page(3).count(), 0);
+}
+
+#[test]
 fn blocks_and_groups_are_counted_in_bytes() {
     let sized = |blocks: u32, groups: u32| {
         let mut chain = Chain::default();

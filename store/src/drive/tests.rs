@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+mod examine;
 mod repair;
 
 const SEGMENT: u64 = 16 << 20;
@@ -75,6 +76,12 @@ impl Fixture {
         let mut bytes = vec![0; usize::try_from(self.layout.payload_length).unwrap()];
         random.fill(&mut bytes);
         bytes
+    }
+
+    /// Overwrites bytes of a segment's file.
+    fn spoil(&self, segment: SegmentId, bytes: &[u8], offset: u64) {
+        let file = File::options().write(true).open(self.segment_file(segment.0)).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
     }
 
     fn append(&self, drive: &Drive, block: u64) -> Result<Stored, AppendError> {

@@ -76,3 +76,22 @@ fn a_segment_filled_to_the_last_record_has_room_for_its_seal() {
     }
     assert!(!has_room(segment, RECORDS_START, record_max(segment) + PAGE_SIZE, 0));
 }
+
+#[test]
+fn a_footer_of_all_records_fits_its_frame_and_one_more_would_not() {
+    assert!(footer_length(ENTRIES_MAX) <= 16 << 20);
+    assert!(footer_length(ENTRIES_MAX + 1) > 16 << 20);
+    assert!(has_room(u64::MAX >> 1, RECORDS_START, 8192, ENTRIES_MAX - 1));
+    assert!(!has_room(u64::MAX >> 1, RECORDS_START, 8192, ENTRIES_MAX));
+}
+
+#[test]
+fn a_trailer_is_damaged_where_something_else_stands_in_its_place() {
+    let (id, generation) = (SegmentId(7), Generation(3));
+    let trailer = Trailer { id, generation, footer_offset: 8192, entries: 0, footer_checksum: 0 };
+    let mut page = trailer.encode(STORE);
+    assert!(!Trailer::is_damaged(&page));
+    page[100] ^= 1;
+    assert!(Trailer::is_damaged(&page));
+    assert!(!Trailer::is_damaged(&[0; PAGE]));
+}

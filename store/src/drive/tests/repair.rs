@@ -3,12 +3,6 @@
 use super::*;
 use crate::recover::Damage;
 
-/// Overwrites bytes of a segment's file.
-fn spoil(fixture: &Fixture, segment: SegmentId, bytes: &[u8], offset: u64) {
-    let file = File::options().write(true).open(fixture.segment_file(segment.0)).unwrap();
-    file.write_all_at(bytes, offset).unwrap();
-}
-
 #[test]
 fn files_that_were_swapped_are_put_back() {
     // One of them in use, then both.
@@ -74,7 +68,7 @@ fn a_head_whose_newer_copy_is_damaged_is_of_the_last_use_again() {
     drop(opening);
     assert!(head.generation == Generation(2) && !before.entries.is_empty());
 
-    spoil(&fixture, first, &[0xff; 4096], SegmentHead::offset(head.generation));
+    fixture.spoil(first, &[0xff; 4096], SegmentHead::offset(head.generation));
     let mut opening = fixture.open();
     // The older copy is whole, and of a use that has ended.
     assert_eq!(opening.problems(), []);
@@ -109,8 +103,8 @@ fn a_segment_without_a_head_gets_that_of_its_last_use_back() {
     assert!(before.sealed && before.entries.len() > 1);
 
     // Its first page is of the use before, and nothing but the trailer knows better.
-    spoil(&fixture, first.segment, &stale, first.offset);
-    spoil(&fixture, first.segment, &[0xff; 8192], 0);
+    fixture.spoil(first.segment, &stale, first.offset);
+    fixture.spoil(first.segment, &[0xff; 8192], 0);
     let mut opening = fixture.open();
     assert_eq!(opening.problems(), [SegmentProblem::DamagedHead { id: first.segment }]);
     assert_eq!(opening.scan(first.segment, RECORDS_START).unwrap().entries, []);
@@ -130,7 +124,7 @@ fn heads_that_are_made_up_anew_are_younger_than_all_others_one_after_the_other()
     }
     drop(drive);
     for segment in [1, 2] {
-        spoil(&fixture, SegmentId(segment), &[0xff; 8192], 0);
+        fixture.spoil(SegmentId(segment), &[0xff; 8192], 0);
     }
     let mut opening = fixture.open();
     // Each is told of once, and stands for no use that there was.
@@ -164,7 +158,7 @@ fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
     drop(drive);
     let sealed = fixture.open().scan(first, RECORDS_START).unwrap();
     assert!(sealed.sealed);
-    spoil(&fixture, first, &[0; 4096], SEGMENT - 4096);
+    fixture.spoil(first, &[0; 4096], SEGMENT - 4096);
     let opening = fixture.open();
     let found = opening.scan(first, RECORDS_START).unwrap();
     assert_eq!((&found.entries, found.sealed), (&sealed.entries, false));
