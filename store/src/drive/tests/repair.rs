@@ -166,3 +166,22 @@ fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
     drop(opening);
     assert_eq!(fixture.open().scan(first, RECORDS_START).unwrap(), sealed);
 }
+
+#[test]
+fn what_lies_behind_a_damaged_header_is_found_again_once_its_gap_is_closed() {
+    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    let stored: Vec<_> = (0..5).map(|block| fixture.append(&drive, block).unwrap()).collect();
+    drop(drive);
+    let segment = stored[2].address.segment;
+    fixture.spoil(segment, &[0xff], stored[2].address.offset + 100);
+    let opening = fixture.open();
+    assert_eq!(opening.scan(segment, RECORDS_START).unwrap().entries.len(), 2);
+    let (offset, next) = (stored[2].address.offset, Some(stored[3].address.offset));
+    opening.close_gap(segment, offset, next).unwrap();
+    drop(opening);
+    let opening = fixture.open();
+    let blocks = opening.scan(segment, RECORDS_START).unwrap().entries;
+    assert_eq!(blocks.iter().map(block_of).collect::<Vec<_>>(), [0, 1, 3, 4]);
+    assert_eq!(opening.examine(segment).unwrap().damage, []);
+}

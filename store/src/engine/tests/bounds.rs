@@ -121,3 +121,37 @@ fn the_oldest_operation_is_told_until_it_ends() {
     drive.finish(&second[0]);
     assert_eq!(drive.engine.oldest_operation(), None);
 }
+
+#[test]
+fn a_drives_rate_is_over_all_the_time_in_which_anything_runs() {
+    let mut drive = Drive::new(4, Durability::Group, limits());
+    let stored = drive.filled(2);
+    let rate = RECORD * 50;
+    drive.read(stored[0], None);
+    drive.read(stored[1], None);
+    let reads = drive.advance();
+    for (operation, time) in reads.iter().zip([20, 40]) {
+        drive.pass(time * MILLISECOND);
+        drive.finish(operation);
+    }
+    let counters = Arc::clone(&drive.counters);
+    assert_eq!(counters.read_bytes_per_second.get(), (3 * rate + rate / 2) / 4);
+    let _stored = drive.append(RECORD);
+    let writes = drive.advance();
+    drive.finish(&writes[0]);
+    drive.pass(20 * MILLISECOND);
+    drive.finish(&writes[1]);
+    let before = counters.write_bytes_per_second.get();
+    assert!(before > 0);
+    drive.pass(20 * MILLISECOND);
+    let _stores = [drive.append(RECORD), drive.append(RECORD)];
+    let writes = drive.advance();
+    // Headers, and then what they are of.
+    let [one, first, other, second] = &writes[..] else { panic!("{writes:?}") };
+    for (operation, time) in [(one, 0), (first, 20), (other, 0), (second, 40)] {
+        drive.pass(time * MILLISECOND);
+        drive.finish(operation);
+    }
+    let first = (3 * before + rate) / 4;
+    assert_eq!(counters.write_bytes_per_second.get(), (3 * first + rate / 2) / 4);
+}
