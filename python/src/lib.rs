@@ -7,6 +7,7 @@
 
 mod answers;
 mod array;
+mod asked;
 mod cache;
 mod client;
 mod dlpack;

@@ -290,14 +290,7 @@ impl Lookup {
 
 /// Page numbers of one attention group, or a list of them for each.
 fn pages_of(cache: &KvCache, value: &Bound<'_, PyAny>) -> PyResult<Pages> {
-    let groups = match numbers::integers(value) {
-        Ok(pages) => vec![pages],
-        Err(one) => {
-            let groups: PyResult<Vec<_>> =
-                value.try_iter()?.map(|group| numbers::integers(&group?)).collect();
-            groups.map_err(|_| one)?
-        }
-    };
+    let groups = numbers::groups(value)?;
     let each = cache.pages_per_block();
     let pages = groups.first().map_or(0, Vec::len);
     let blocks = u32::try_from(pages).ok().filter(|pages| pages.is_multiple_of(each));

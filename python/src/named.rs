@@ -1,6 +1,7 @@
 //! Blocks of an engine's own names, loaded or saved in one call that nobody need attend to: an
 //! engine that looks in now and then, between its steps, should not add its pauses up.
 
+use crate::asked::Asked;
 use crate::cache::KvCache;
 use crate::numbers;
 use pyo3::exceptions::PyValueError;
@@ -8,7 +9,7 @@ use pyo3::prelude::*;
 use refrain_client::gpu_transfer::copier::Stream;
 use refrain_client::gpu_transfer::layout::Pages;
 use refrain_client::v1::{MissReason, Refusal};
-use refrain_client::{ClientError, Done, Prompt, Registration, Saved};
+use refrain_client::{ClientError, Done, Registration, Saved};
 use std::time::{Duration, Instant};
 
 /// Before a save is tried again that its sidecar was too busy for, or whose parents another worker
@@ -17,10 +18,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where blocks `first` and those behind it, of a prompt, lie in a cache.
 pub(crate) struct Named {
-    hashes: Vec<Vec<u8>>,
+    asked: Asked,
     cache: refrain_client::KvCache,
     pages_per_block: usize,
-    pages: Vec<u32>,
+    /// Of each attention group.
+    pages: Vec<Vec<u32>>,
     first: u32,
     blocks: u32,
     limit: Duration,
@@ -29,28 +31,31 @@ pub(crate) struct Named {
 
 impl Named {
     pub(crate) fn new(
-        hashes: Vec<Vec<u8>>,
+        asked: Asked,
         cache: &KvCache,
         pages: &Bound<'_, PyAny>,
         first: u32,
         deadline: f64,
         after: Option<u64>,
     ) -> PyResult<Self> {
-        let (pages, pages_per_block) = (numbers::integers(pages)?, cache.pages_per_block());
+        let (pages, pages_per_block) = (numbers::groups(pages)?, cache.pages_per_block());
         let pages_per_block = usize::try_from(pages_per_block)?;
-        let available = hashes.len().saturating_sub(usize::try_from(first)?);
-        let blocks = pages.len() / pages_per_block;
-        if pages.len() % pages_per_block > 0 || blocks > available {
-            let message = format!("{} pages for {available} blocks", pages.len());
-            return Err(PyValueError::new_err(message));
+        let available = asked.blocks(0).saturating_sub(first);
+        let found = pages.first().map_or(0, Vec::len);
+        let blocks = u32::try_from(found / pages_per_block)?;
+        if found % pages_per_block > 0 || blocks > available {
+            return Err(PyValueError::new_err(format!("{found} pages for {available} blocks")));
+        }
+        if pages.iter().any(|group| group.len() != found) {
+            return Err(PyValueError::new_err("groups of pages for different blocks"));
         }
         Ok(Self {
-            hashes,
+            asked,
             cache: cache.get()?,
             pages_per_block,
             pages,
             first,
-            blocks: u32::try_from(blocks)?,
+            blocks,
             limit: numbers::duration(deadline)?,
             after: after.map(Stream),
         })
@@ -60,9 +65,10 @@ impl Named {
     fn pages(&self, from: u32, to: u32) -> Pages {
         let place = |block: u32| {
             let index = usize::try_from(block - self.first).unwrap_or(usize::MAX);
-            index.saturating_mul(self.pages_per_block).min(self.pages.len())
+            index.saturating_mul(self.pages_per_block)
         };
-        Pages::new(to - from, vec![self.pages[place(from)..place(to)].to_vec()])
+        let part = |group: &Vec<u32>| group[place(from)..place(to)].to_vec();
+        Pages::new(to - from, self.pages.iter().map(part).collect())
     }
 
     /// Blocks that were not there, or not in time, are misses, whatever the reason.
@@ -75,7 +81,7 @@ impl Named {
     }
 
     async fn load_at_last(&self, registration: &Registration) -> Result<Done, ClientError> {
-        let prompt = Prompt::Engine(&self.hashes);
+        let prompt = self.asked.prompt();
         let lookup = registration.lookup_within(prompt, Some(self.limit)).await?;
         let end = lookup.matched_blocks.min(self.first + self.blocks);
         if end <= self.first {
@@ -121,9 +127,10 @@ impl Named {
         registration: &Registration,
         left: Duration,
     ) -> Result<Saved, ClientError> {
-        let prompt = Prompt::Engine(&self.hashes);
-        let lookup = registration.lookup_within(prompt, Some(left)).await?;
-        let (first, end) = (lookup.matched_blocks, self.first + self.blocks);
+        let lookup = registration.lookup_within(self.asked.prompt(), Some(left)).await?;
+        let (matched, end) = (lookup.matched_blocks, self.first + self.blocks);
+        // What stands behind no other needs none before it.
+        let first = if self.asked.is_separate() { matched.max(self.first) } else { matched };
         let nothing = |refusal| Saved { offered: 0, saved: 0, refusal, durable: false };
         if first >= end {
             return Ok(nothing(Refusal::None));

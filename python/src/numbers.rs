@@ -22,6 +22,17 @@ pub(crate) fn integers(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     value.extract()
 }
 
+/// Page numbers of one attention group, or a list of them for each.
+pub(crate) fn groups(value: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u32>>> {
+    match integers(value) {
+        Ok(pages) => Ok(vec![pages]),
+        Err(one) => {
+            let groups: PyResult<_> = value.try_iter()?.map(|group| integers(&group?)).collect();
+            groups.map_err(|_| one)
+        }
+    }
+}
+
 fn wider<T: Element + TryInto<u32, Error = TryFromIntError>>(
     value: &Bound<'_, PyAny>,
 ) -> Option<PyResult<Vec<u32>>> {

@@ -1,6 +1,7 @@
 //! What a worker caches, and the prompts that it looks up.
 
 use crate::answers::{Loaded, Saved};
+use crate::asked::Asked;
 use crate::cache::KvCache;
 use crate::lookup::{Found, Lookup};
 use crate::named::Named;
@@ -9,7 +10,7 @@ use crate::pending::Pending;
 use crate::session::{Held, Session};
 use crate::task::Task;
 use pyo3::prelude::*;
-use refrain_client::{ClientError, Prompt};
+use refrain_client::ClientError;
 use std::sync::Arc;
 
 /// A namespace and shard that lookups are made in.
@@ -40,43 +41,6 @@ impl Registration {
                 Err(error) => Err(error),
             }
         })
-    }
-}
-
-/// A prompt, as Python gave it.
-pub(crate) enum Asked {
-    Tokens { tokens: Vec<u32>, extra_keys: Vec<Vec<u8>> },
-    Hashes(Vec<Vec<u8>>),
-    Separate(Vec<Vec<u8>>),
-}
-
-impl Asked {
-    pub(crate) fn tokens(tokens: &Bound<'_, PyAny>, extra_keys: Vec<Vec<u8>>) -> PyResult<Self> {
-        Ok(Self::Tokens { tokens: numbers::integers(tokens)?, extra_keys })
-    }
-
-    pub(crate) fn hashes(hashes: Vec<Vec<u8>>, separate: bool) -> Self {
-        if separate { Self::Separate(hashes) } else { Self::Hashes(hashes) }
-    }
-
-    pub(crate) fn prompt(&self) -> Prompt<'_> {
-        match self {
-            Self::Tokens { tokens, extra_keys } => Prompt::Keyed { tokens, extra_keys },
-            Self::Hashes(hashes) => Prompt::Engine(hashes),
-            Self::Separate(hashes) => Prompt::Separate(hashes),
-        }
-    }
-
-    /// How many it fills.
-    pub(crate) fn blocks(&self, block_tokens: u32) -> u32 {
-        let blocks = match self {
-            Self::Tokens { tokens, .. } => {
-                let tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-                return tokens.checked_div(block_tokens).unwrap_or(0);
-            }
-            Self::Hashes(hashes) | Self::Separate(hashes) => hashes.len(),
-        };
-        u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 }
 
@@ -131,34 +95,40 @@ impl Registration {
     }
 
     /// Loads blocks by an engine's names into pages, as far as they are there in time.
-    #[pyo3(signature = (hashes, cache, pages, *, first=0, deadline, after=None))]
+    #[pyo3(signature = (hashes, cache, pages, *, first=0, separate=false, deadline, after=None))]
+    #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn begin_load_hashes(
         &self,
         hashes: Vec<Vec<u8>>,
         cache: &KvCache,
         pages: &Bound<'_, PyAny>,
         first: u32,
+        separate: bool,
         deadline: f64,
         after: Option<u64>,
     ) -> PyResult<Pending> {
-        let named = Named::new(hashes, cache, pages, first, deadline, after)?;
+        let named =
+            Named::new(Asked::hashes(hashes, separate), cache, pages, first, deadline, after)?;
         let registration = self.held.get()?;
         let loading = async move { named.load(&registration).await };
         Ok(Pending::new(self.held.session(), self.held.session().spawn(loading)?, Loaded::build))
     }
 
     /// Saves them, and tries again while the sidecar is busy, until the deadline.
-    #[pyo3(signature = (hashes, cache, pages, *, first=0, deadline, after=None))]
+    #[pyo3(signature = (hashes, cache, pages, *, first=0, separate=false, deadline, after=None))]
+    #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn begin_save_hashes(
         &self,
         hashes: Vec<Vec<u8>>,
         cache: &KvCache,
         pages: &Bound<'_, PyAny>,
         first: u32,
+        separate: bool,
         deadline: f64,
         after: Option<u64>,
     ) -> PyResult<Pending> {
-        let named = Named::new(hashes, cache, pages, first, deadline, after)?;
+        let named =
+            Named::new(Asked::hashes(hashes, separate), cache, pages, first, deadline, after)?;
         let registration = self.held.get()?;
         let saving = async move { named.save(&registration).await };
         Ok(Pending::new(self.held.session(), self.held.session().spawn(saving)?, Saved::build))

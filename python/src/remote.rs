@@ -1,11 +1,11 @@
 //! A client of a sidecar on another machine: no shared memory, bytes from and to buffers.
 
 use crate::answers::{Loaded, Saved, name};
+use crate::asked::Asked;
 use crate::error::of_address;
 use crate::lookup::{NOT_SAVED, check_range};
 use crate::namespace::Namespace;
 use crate::numbers;
-use crate::registration::Asked;
 use crate::session::{Held, Session};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};

@@ -3,9 +3,10 @@ not there is a miss, and what another worker is still saving is waited for."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import refrain_kv as kv
-from conftest import PATIENCE, content
+from conftest import LAYERS, PAGE_BYTES, PATIENCE, content, namespace
 from test_caches import BLOCKS, Worker
 
 NAMES = [content(1_000 + block, 32) for block in range(BLOCKS)]
@@ -85,3 +86,59 @@ def test_pages_must_fit_the_blocks(worker):
         worker.registration.begin_load_hashes(
             NAMES[:4], worker.cache, worker.pages(range(4)), first=1, deadline=1.0
         )
+
+
+def separately(worker: Worker, names: list[bytes], pages: range) -> dict:
+    """Of blocks that stand behind no other."""
+    return {
+        "hashes": names,
+        "cache": worker.cache,
+        "pages": worker.pages(pages),
+        "separate": True,
+        "deadline": PATIENCE,
+    }
+
+
+def test_separate_blocks_are_saved_and_loaded_without_those_before_them(worker):
+    last = separately(worker, NAMES[5:], range(5, BLOCKS))
+    assert worker.registration.begin_save_hashes(**last).result().saved == BLOCKS - 5
+    # Those that are there are not saved again, wherever they stand.
+    more = separately(worker, NAMES[3:], range(3, BLOCKS))
+    saved = worker.registration.begin_save_hashes(**more).result()
+    assert (saved.saved, saved.refusal) == (2, "none")
+    worker.clear()
+    loaded = worker.registration.begin_load_hashes(**last).result()
+    assert (loaded.blocks, loaded.reason) == (BLOCKS - 5, "none")
+    assert worker.has(1, range(5, BLOCKS))
+    # A load ends at the first that is not there.
+    assert (
+        worker.registration.begin_load_hashes(**separately(worker, NAMES[2:], range(2, BLOCKS)))
+        .result()
+        .blocks
+        == 0
+    )
+
+
+def test_each_group_of_layers_has_pages_of_its_own(client):
+    """Blocks of layers in two groups, whose pages lie in the same array."""
+    array = np.zeros((8, PAGE_BYTES), np.uint8)
+    array[[0, 1]], array[[4, 5]] = 1, 2
+    layers = [array] * LAYERS
+    groups = [layer % 2 for layer in range(LAYERS)]
+    whole = {"block_tokens": 8, "layer_bytes": PAGE_BYTES}
+    with (
+        kv.KvCache(layers, groups=groups) as cache,
+        client.register(namespace(**whole), shard=0) as registration,
+    ):
+        saved = registration.begin_save_hashes(
+            NAMES[:2], cache, [[0, 1], [4, 5]], deadline=PATIENCE
+        )
+        assert saved.result().saved == 2
+        loaded = registration.begin_load_hashes(
+            NAMES[:2], cache, [[7], [3]], first=1, deadline=PATIENCE
+        )
+        assert loaded.result().blocks == 1
+        assert (array[7] == 1).all() and (array[3] == 2).all()
+        assert not array[[2, 6]].any()
+        with pytest.raises(ValueError, match="groups of pages for different blocks"):
+            registration.begin_load_hashes(NAMES[:2], cache, [[7], [3, 2]], deadline=PATIENCE)

@@ -139,27 +139,30 @@ class Registration(_Closes):
         self,
         hashes: Sequence[bytes],
         cache: KvCache,
-        pages: _Integers,
+        pages: _Pages,
         *,
         first: int = 0,
+        separate: bool = False,
         deadline: float,
         after: int | None = None,
     ) -> Pending[Loaded]:
         """Look-up, load and release in one: `pages` are of block `first` and those behind it. What
-        is not there by the deadline, for whatever reason, is a miss."""
+        is not there by the deadline, for whatever reason, is a miss. What comes are the blocks
+        before the first miss, `separate` ones too."""
     def begin_save_hashes(
         self,
         hashes: Sequence[bytes],
         cache: KvCache,
-        pages: _Integers,
+        pages: _Pages,
         *,
         first: int = 0,
+        separate: bool = False,
         deadline: float,
         after: int | None = None,
     ) -> Pending[Saved]:
         """Look-up and save in one, tried again until the deadline while the sidecar is busy or the
         blocks before `first` are not there yet. The pages must keep their bytes until it is over,
-        and are not read any more when it is."""
+        and are not read any more when it is. `separate` ones wait for no other."""
     @property
     def layers_per_stripe(self) -> int:
         """Layers that arrive together. Raises `AbsentError` until a sidecar has said it."""
