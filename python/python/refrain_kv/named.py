@@ -87,7 +87,7 @@ class NamedBlocks:
         if lookup is None:
             return [False] * len(names)
         with lookup:
-            return _resident(lookup, len(names))
+            return resident(lookup)
 
     def load(self, names: Sequence[bytes], pages: Sequence[int], end: float = math.inf) -> int:
         """Loads them into pages; returns how many have their bytes, from the first one on. Nothing
@@ -143,7 +143,7 @@ class NamedBlocks:
         if lookup is None:
             return [False] * len(names), False
         with lookup:
-            kept = _resident(lookup, len(names))
+            kept = resident(lookup)
             try:
                 with lookup.begin_save_from(self._cache, pages, first=0) as saving:
                     saved = saving.result(max(end - time.monotonic(), 0))
@@ -183,6 +183,7 @@ class NamedBlocks:
         log.warning("goes on without what is kept: %s", error)
 
 
-def _resident(lookup: Lookup, names: int) -> list[bool]:
+def resident(lookup: Lookup) -> list[bool]:
+    """Of separate names, which are kept."""
     found = [tier != "unspecified" for tier, blocks in lookup.tiers for _ in range(blocks)]
-    return found + [False] * (names - len(found))
+    return found + [False] * (lookup.prompt_blocks - len(found))

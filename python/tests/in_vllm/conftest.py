@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from engines import Engine
+from engines import PROMPTS, Engine
 
 HERE = Path(__file__).parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parents[2] / "target"))
@@ -61,3 +62,30 @@ def engines(homes):
 def engine(engines) -> Engine:
     """One that is used by one test after the other."""
     return engines()
+
+
+@pytest.fixture(scope="session")
+def plain(engines, models):
+    """What an engine without Refrain says."""
+    answers, engine = {}, engines()
+
+    def say(model: str, asked=PROMPTS, opening=None, **options) -> dict:
+        key = json.dumps([model, asked, opening, options])
+        if key not in answers:
+            engine.open(models / model, **(opening or {}))
+            answers[key] = engine.generate(asked, **options)
+            engine.close()
+        return answers[key]
+
+    return say
+
+
+@pytest.fixture
+def opened(engine, models, sidecar):
+    """Opens an engine with Refrain, instead of the one before."""
+
+    def open_(model: str = "llama", **options):
+        return engine.open(models / model, sidecar.address, **options)
+
+    yield open_
+    engine.close()

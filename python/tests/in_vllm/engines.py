@@ -159,6 +159,13 @@ def prompts(seed: int, *lengths: int, shared: int = 0) -> list[list[int]]:
     ]
 
 
+#: The second shares all but its end with the first; the third is shorter than a block.
+SHARED = CHUNK
+PROMPTS = prompts(1, 2 * CHUNK + 8, CHUNK + 8, 10, shared=SHARED)
+#: What of them is loaded.
+WHOLE = [2 * CHUNK, CHUNK, 0]
+
+
 def same(one: Any, other: Any, model: str = "llama", pieces: bool = True) -> bool:
     """The same tokens and, digit for digit, the same log-probabilities. They are only near where
     the last digits hang on more than the prompt: on the CPU, those of the latent model on where its
@@ -173,8 +180,20 @@ def same(one: Any, other: Any, model: str = "llama", pieces: bool = True) -> boo
 
 
 def reuses(model: str) -> bool:
-    """Whether the engine itself keeps what prompts share: not the latent model's on the CPU."""
-    return model == "llama" or GPU is not None
+    """Whether the engine itself has what a prompt shares with one that was loaded before it: not of
+    the latent model on the CPU, nor where a window had left it."""
+    return model == "llama" or model == "mla" and GPU is not None
+
+
+def counted(engine) -> dict:
+    """What the engine's metrics say of Refrain, and of tokens that it did not compute."""
+    metrics = engine.ask("metrics")
+    names = {"vllm:external_prefix_cache_hits": "hits"}
+    found = {name: metrics.get(key, 0) for key, name in names.items()}
+    for key, value in metrics.items():
+        if key.startswith("vllm:refrain_"):
+            found[key.removeprefix("vllm:refrain_")] = value
+    return found
 
 
 def until(holds, patience: float = 30.0) -> None:

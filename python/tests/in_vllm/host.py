@@ -7,6 +7,7 @@ output. One engine at a time; prompts are token ids, and the greedy choice is wh
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import sys
@@ -127,6 +128,14 @@ class Host:
         """Blocks in use: none but the null block when nothing runs."""
         pool = self.scheduler().kv_cache_manager.block_pool
         return {"free": pool.get_num_free_blocks(), "all": len(pool.blocks) - 1}
+
+    def null_block(self) -> str:
+        """What it holds in all layers: it stands where an engine keeps no block."""
+        layers = self.llm.llm_engine.vllm_config.compilation_config.static_forward_context
+        held = hashlib.sha256()
+        for layer in layers.values():
+            held.update(layer.kv_cache[0].cpu().numpy().tobytes())
+        return held.hexdigest()
 
     def reset(self, connector) -> dict:
         return {"reset": self.llm.reset_prefix_cache(reset_connector=connector)}

@@ -1,5 +1,5 @@
-"""Writes tiny models of seeded random weights: a Llama with grouped queries, another Llama, and one
-with DeepSeek's latent attention (MLA); and an adapter of the first.
+"""Writes tiny models of seeded random weights: a Llama with grouped queries, another Llama, one
+with DeepSeek's latent attention (MLA), a Gemma 3 with sliding windows; and an adapter of the first.
 
 vLLM's own dummy weights are so small that every prompt ends in the same tokens.
 
@@ -14,12 +14,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 VOCABULARY = 2048
 HIDDEN = 128
 LAYERS = 3
 BREADTH = 0.15
+#: Of the layers that have one, in tokens: not a whole number of blocks.
+WINDOW = 100
 COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -62,6 +71,22 @@ def mla() -> torch.nn.Module:
     return DeepseekV3ForCausalLM(config)
 
 
+def windows() -> torch.nn.Module:
+    """A Gemma 3: two layers with a window, then one without, twice. vLLM makes three groups of
+    them, two of which have windows."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    config = Gemma3TextConfig(
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=WINDOW,
+        layer_types=kinds,
+        **COMMON | {"num_hidden_layers": len(kinds)},
+    )
+    return Gemma3ForCausalLM(config)
+
+
 def write(folder: Path, make, seed: int) -> None:
     torch.manual_seed(seed)
     model = make()
@@ -94,7 +119,8 @@ def write_adapter(folder: Path, seed: int) -> None:
 
 
 def main(folder: Path) -> None:
-    for name, make, seed in (("llama", llama, 1), ("other", llama, 2), ("mla", mla, 3)):
+    made = (("llama", llama, 1), ("other", llama, 2), ("mla", mla, 3), ("windows", windows, 5))
+    for name, make, seed in made:
         write(folder / name, make, seed)
     write_adapter(folder / "adapter", 4)
     (folder / "complete").touch()

@@ -8,60 +8,27 @@ which the engine computes them, where what is loaded ends as well. Elsewhere tok
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import urllib.request
 
 import pytest
-from engines import BLOCK, CHUNK, GPU, prompts, reuses, same, until
-
-#: The second shares all but its end with the first; the third is shorter than a block.
-SHARED = CHUNK
-PROMPTS = prompts(1, 2 * CHUNK + 8, CHUNK + 8, 10, shared=SHARED)
-#: What of them is loaded.
-WHOLE = [2 * CHUNK, CHUNK, 0]
-
-
-@pytest.fixture(scope="session")
-def plain(engines, models):
-    """What an engine without Refrain says."""
-    answers, engine = {}, engines()
-
-    def say(model: str, asked=PROMPTS, opening=None, **options) -> dict:
-        key = json.dumps([model, asked, opening, options])
-        if key not in answers:
-            engine.open(models / model, **(opening or {}))
-            answers[key] = engine.generate(asked, **options)
-            engine.close()
-        return answers[key]
-
-    return say
+from engines import (
+    BLOCK,
+    CHUNK,
+    GPU,
+    PROMPTS,
+    SHARED,
+    WHOLE,
+    counted,
+    prompts,
+    reuses,
+    same,
+    until,
+)
 
 
-@pytest.fixture
-def opened(engine, models, sidecar):
-    """Opens an engine with Refrain, instead of the one before."""
-
-    def open_(model: str = "llama", **options):
-        return engine.open(models / model, sidecar.address, **options)
-
-    yield open_
-    engine.close()
-
-
-def counted(engine) -> dict:
-    """What the engine's metrics say of Refrain, and of tokens that it did not compute."""
-    metrics = engine.ask("metrics")
-    names = {"vllm:external_prefix_cache_hits": "hits"}
-    found = {name: metrics.get(key, 0) for key, name in names.items()}
-    for key, value in metrics.items():
-        if key.startswith("vllm:refrain_"):
-            found[key.removeprefix("vllm:refrain_")] = value
-    return found
-
-
-@pytest.mark.parametrize("model", ["llama", "mla"])
+@pytest.mark.parametrize("model", ["llama", "mla", "windows"])
 def test_cold_then_whole_then_after_restarts_of_both(engine, opened, sidecar, plain, model):
     expected = plain(model)
     opened(model)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from engines import CHUNK, prompts, reuses, same, until
+from engines import CHUNK, PROMPTS, WHOLE, reuses, same, until
 
-#: As in `test_equal`.
-PROMPTS = prompts(1, 2 * CHUNK + 8, CHUNK + 8, 10, shared=CHUNK)
-WHOLE = [2 * CHUNK, CHUNK, 0]
 SHAPES = [("llama", 1), ("llama", 2)]
 if os.environ.get("VLLM_TESTS") == "all":
     SHAPES.append(("mla", 2))

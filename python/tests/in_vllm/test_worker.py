@@ -10,6 +10,7 @@ import pytest
 import torch
 from engines import until
 from refrain_kv.vllm.identity import Identity
+from refrain_kv.vllm.kinds import Kind
 from refrain_kv.vllm.metadata import Move, Orders, Save
 from refrain_kv.vllm.settings import Settings
 from refrain_kv.vllm.worker import Worker
@@ -28,23 +29,24 @@ def worker(sidecar, caches, request):
     """Of the only rank; saves are kept for three seconds, unless the test says otherwise."""
     deadline = getattr(request, "param", 3000)
     settings = Settings.read({"address": sidecar.address, "save_deadline_ms": deadline})
-    worker = Worker(settings, BLOCKS, 0, True)
+    worker = Worker(settings, [Kind(block_tokens=16)], BLOCKS, 0, True)
     worker.takes(caches, {})
-    worker.begin_loads(Orders(identity(worker)))
+    worker.begin_loads(Orders([identity(worker)]))
     yield worker
     worker.close()
 
 
 def identity(worker: Worker, salt: bytes = b"") -> Identity:
+    [shape] = worker.facts.shapes
     return Identity(
         tenant="tests",
         model="tiny",
         weights="seed 1",
         config_digest=b"config",
-        kv_dtype=worker.facts.kv_dtype,
+        kv_dtype=shape.kv_dtype,
         block_tokens=16,
         layers=LAYERS,
-        layer_bytes=worker.facts.layer_bytes,
+        layer_bytes=shape.layer_bytes,
         latent=False,
         tensor_parallel=1,
         salt=salt,
@@ -53,7 +55,7 @@ def identity(worker: Worker, salt: bytes = b"") -> Identity:
 
 def save(block: int) -> Save:
     """Of one block of the same request, numbered like it."""
-    return Save("request", NAMES[: block + 1], block, [block], block)
+    return Save("request", NAMES[: block + 1], block, [[block]], 0, block)
 
 
 def reported(worker: Worker) -> set[int]:
@@ -76,7 +78,7 @@ def test_saves_that_wait_when_the_names_change_are_not_saved_under_the_new_ones(
     assert reported(worker) == {0}
     sidecar.stop()
     worker.begin_saves(Orders(saves=[save(1), save(2)]))
-    worker.begin_loads(Orders(identity(worker, salt=b"after a reset")))
+    worker.begin_loads(Orders([identity(worker, salt=b"after a reset")]))
     # The first of them is under way still.
     assert reported(worker) == {2}
     sidecar.signal(signal.SIGCONT)
@@ -90,13 +92,13 @@ def test_a_worker_touches_no_memory_that_it_gave_back(worker, sidecar, caches):
     worker.begin_saves(Orders(saves=[save(0)]))
     assert reported(worker) == {0}
     worker.give_back()
-    worker.begin_loads(Orders(loads=[Move("asleep", NAMES[:1], 0, [3])]))
+    worker.begin_loads(Orders(loads=[Move("asleep", NAMES[:1], 0, [[3]], 0)]))
     worker.begin_saves(Orders(saves=[save(1)]))
     assert reported(worker) == {1}
     assert worker.loaded() == {"asleep"} and worker.lost() == {3}
     assert len(sidecar.blocks()) == 1
     worker.take_again()
-    worker.begin_loads(Orders(loads=[Move("awake", NAMES[:1], 0, [3])]))
+    worker.begin_loads(Orders(loads=[Move("awake", NAMES[:1], 0, [[3]], 0)]))
     until(lambda: worker.loaded() == {"awake"})
     assert worker.lost() == set()
     for layer, tensor in enumerate(caches.values()):

@@ -19,6 +19,7 @@ import pytest
 import torch
 from pointed import SIDECAR
 from refrain_kv.vllm import RefrainConnector
+from refrain_kv.vllm.kinds import kinds_of
 from refrain_kv.vllm.settings import Settings
 from refrain_kv.vllm.worker import Worker
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -65,9 +66,11 @@ class Whole(RefrainConnector):
         vllm_config.kv_transfer_config.kv_connector_extra_config = extra
         super().__init__(vllm_config, role, kv_cache_config)
         blocks = kv_cache_config.num_blocks
-        self._own = Worker(Settings.read(extra), blocks, 0, True)
+        kinds = kinds_of(kv_cache_config.kv_cache_groups)
+        self._own = Worker(Settings.read(extra), kinds, blocks, 0, True)
         _counted.append(self._own.stats.data)
-        self._own.takes({"layer": torch.zeros(blocks, 64)}, {})
+        names = [name for it in kv_cache_config.kv_cache_groups for name in it.layer_names]
+        self._own.takes({name: torch.zeros(blocks, 64) for name in names}, {})
         self.set_xfer_handshake_metadata({0: self._own.facts})
         self._waiting: set[str] = set()
         self._loaded: set[str] = set()
@@ -101,7 +104,11 @@ class Whole(RefrainConnector):
         if not self._loaded:
             return output
         loaded, self._loaded = self._loaded, set()
-        said = KVConnectorOutput(finished_recving=loaded, invalid_block_ids=self._own.lost())
+        said = KVConnectorOutput(
+            finished_recving=loaded,
+            invalid_block_ids=self._own.lost(),
+            failed_recving=self._own.failed(),
+        )
         return dataclasses.replace(output, kv_connector_output=said)
 
 

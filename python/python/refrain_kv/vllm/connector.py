@@ -7,10 +7,10 @@ from typing import Any
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 from . import shim
 from .identity import Engine
+from .kinds import fault_of, kinds_of
 from .layout import Facts
 from .metadata import Orders
 from .scheduler import Scheduler
@@ -44,20 +44,20 @@ class RefrainConnector(_Base):
             if role == KVConnectorRole.SCHEDULER:
                 logger.error("Refrain caches nothing: %s", fault)
             return
-        spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        kinds = kinds_of(kv_cache_config.kv_cache_groups)
         # All ranks have the same latent: one copy is stored, and the first rank stores it.
-        latent, ranks = isinstance(spec, MLAAttentionSpec), parallel.tensor_parallel_size
+        latent, ranks = kinds[0].latent, parallel.tensor_parallel_size
         if role == KVConnectorRole.SCHEDULER:
             version = vllm.__version__.partition("+")[0]
-            engine = Engine(vllm_config, settings, version, spec.block_size, latent)
+            engine, blocks = Engine(vllm_config, settings, version), kv_cache_config.num_blocks
             shards = 1 if latent else ranks
-            self._scheduler = Scheduler(engine, settings, kv_cache_config, ranks, shards)
+            self._scheduler = Scheduler(engine, settings, kinds, blocks, ranks, shards)
         else:
             from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
             rank = get_tensor_model_parallel_rank()
             shard, saves = (0, rank == 0) if latent else (rank, True)
-            self._worker = Worker(settings, kv_cache_config.num_blocks, shard, saves)
+            self._worker = Worker(settings, kinds, kv_cache_config.num_blocks, shard, saves)
 
     # Of a worker.
 
@@ -89,6 +89,12 @@ class RefrainConnector(_Base):
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         return None, (self._worker.loaded() or None) if self._worker is not None else None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        results = super().get_transfer_results(finished_req_ids)
+        if self._worker is not None:
+            results.failed_recving |= self._worker.failed()
+        return results
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self._worker is None else self._worker.lost()
@@ -189,16 +195,9 @@ def _fault(vllm_config: Any, kv_cache_config: Any) -> str:
         return "pipeline parallelism is not supported"
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         return "context parallelism is not supported"
-    if len(groups) != 1 or type(groups[0].kv_cache_spec) not in (
-        FullAttentionSpec,
-        MLAAttentionSpec,
-    ):
-        kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
-        return (
-            f"the KV cache has {len(groups)} groups of {', '.join(kinds)}, and only one of full "
-            "attention is supported; sliding windows become such with "
-            "--disable-hybrid-kv-cache-manager"
-        )
+    fault = fault_of(groups)
+    if fault:
+        return fault
     each = getattr(kv_cache_config, "hash_block_size", None)
     if each not in (None, groups[0].kv_cache_spec.block_size):
         return f"prefix_match_unit makes hashes of {each} tokens, and not of a block"

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from .. import AttentionGroup, Namespace
-from .layout import Facts
+from .kinds import Kind
+from .layout import Shape
 from .settings import Settings
 from .weights import UnknownField, weights_of
 
@@ -33,10 +34,17 @@ class Identity:
     layer_bytes: int
     latent: bool
     tensor_parallel: int
+    #: How many tokens back its layers look at most.
+    window: int | None = None
     #: Other after each reset, so that nothing from before it counts.
     salt: bytes = b""
 
     def namespace(self) -> Namespace:
+        group = (
+            AttentionGroup.full(self.layers)
+            if self.window is None
+            else AttentionGroup.sliding_window(self.layers, self.window)
+        )
         return Namespace(
             tenant=self.tenant,
             model=self.model,
@@ -47,7 +55,7 @@ class Identity:
             layers=self.layers,
             layer_bytes=self.layer_bytes,
             layout="latent" if self.latent else "key_value",
-            groups=[AttentionGroup.full(self.layers)],
+            groups=[group],
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=1,
             context_parallel=1,
@@ -63,9 +71,7 @@ class Identity:
 class Engine:
     """What the configuration says. Made at start, so that what cannot be known is refused then."""
 
-    def __init__(
-        self, vllm_config: Any, settings: Settings, version: str, block_tokens: int, latent: bool
-    ) -> None:
+    def __init__(self, vllm_config: Any, settings: Settings, version: str) -> None:
         model, cache = vllm_config.model_config, vllm_config.cache_config
         algorithm = cache.prefix_caching_hash_algo
         if not algorithm.startswith("sha256"):
@@ -91,23 +97,23 @@ class Engine:
                 _plain(draft.hf_config.to_dict()),
                 _known("weights", lambda: "" if weights else weights_of(draft, load)),
             )
-        self._block_tokens, self._latent = block_tokens, latent
         self._tensor_parallel = vllm_config.parallel_config.tensor_parallel_size
 
-    def identity(self, facts: Facts) -> Identity:
-        """With what its workers have found."""
-        config = json.dumps([self._config, facts.digest.hex()], sort_keys=True)
+    def identity(self, kind: Kind, shape: Shape) -> Identity:
+        """Of layers of one kind, with what its workers have found."""
+        config = json.dumps([self._config, shape.digest.hex()], sort_keys=True)
         return Identity(
             tenant=self._tenant,
             model=self._model,
             weights=self._weights,
             config_digest=hashlib.sha256(config.encode()).digest(),
-            kv_dtype=facts.kv_dtype,
-            block_tokens=self._block_tokens,
-            layers=facts.layers,
-            layer_bytes=facts.layer_bytes,
-            latent=self._latent,
+            kv_dtype=shape.kv_dtype,
+            block_tokens=kind.block_tokens,
+            layers=shape.layers,
+            layer_bytes=shape.layer_bytes,
+            latent=kind.latent,
             tensor_parallel=self._tensor_parallel,
+            window=kind.window,
         )
 
 

@@ -13,44 +13,64 @@ import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 
 from .. import KvCache, Plane
+from .kinds import Kind
 
 
 class UnknownLayout(ValueError):
     """Tensors whose blocks this connector cannot find."""
 
 
-@dataclass
-class Facts(KVConnectorHandshakeMetadata):
-    """What only a worker knows, told to the scheduler before the first request."""
+@dataclass(frozen=True)
+class Shape:
+    """Of the layers of one kind."""
 
     layers: int
     layer_bytes: int
     kv_dtype: str
     digest: bytes
+
+
+@dataclass
+class Facts(KVConnectorHandshakeMetadata):
+    """What only a worker knows, told to the scheduler before the first request."""
+
+    #: Of each kind.
+    shapes: tuple[Shape, ...] = ()
     #: Why this worker cannot cache; empty if it can.
     fault: str = ""
 
 
-def paged(kv_caches: Mapping[str, torch.Tensor], blocks: int) -> KvCache:
-    """The tensors as a cache of `blocks` pages, in the order of the layers' names as vLLM has
+def paged(kind: Kind, kv_caches: Mapping[str, torch.Tensor], blocks: int) -> KvCache:
+    """A kind's tensors as a cache of `blocks` pages, in the order of the layers' names as vLLM has
     them. They must outlive it."""
-    layers = [_planes(name, tensor, blocks) for name, tensor in kv_caches.items()]
-    device = next(iter(kv_caches.values())).device
+    own = kind.own(kv_caches)
+    if not own:
+        raise UnknownLayout("no tensor is of a layer that the groups name")
+    layers = [_planes(name, tensor, blocks) for name, tensor in own.items()]
+    groups = [kind.place(name) for name in own]
+    device = next(iter(own.values())).device
     ordinal = (device.index or 0) if device.type == "cuda" else None
-    return KvCache(layers, pages=blocks, device=ordinal)
+    return KvCache(layers, groups=groups, pages=blocks, device=ordinal)
 
 
-def facts(
-    kv_caches: Mapping[str, torch.Tensor], cache: KvCache, layers: Mapping[str, Any]
-) -> Facts:
-    """Of registered tensors; `layers` are the engine's attention layers by name."""
+def shape(
+    kind: Kind,
+    kv_caches: Mapping[str, torch.Tensor],
+    cache: KvCache,
+    layers: Mapping[str, Any],
+) -> Shape:
+    """Of a kind's tensors; `layers` are the engine's attention layers by name."""
+    kv_caches = kind.own(kv_caches)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in kv_caches.values()})
     shapes = [
         (tuple(tensor.shape[1:]), tensor.stride()[1:], _kernel(layers.get(name)))
         for name, tensor in kv_caches.items()
     ]
     seen = repr((shapes, _device(next(iter(kv_caches.values())).device)))
-    return Facts(
+    if kind.places is not None:
+        # Another kind of the same model may have as many layers of the same shape.
+        seen += repr(list(kv_caches))
+    return Shape(
         layers=cache.layers,
         layer_bytes=cache.layer_bytes,
         kv_dtype="+".join(dtypes),

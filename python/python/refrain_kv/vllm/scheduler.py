@@ -9,15 +9,19 @@ them.
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.logger import init_logger
 
-from .. import Client, Lookup, Pending, RefrainError, Registration
+from .. import Client, Registration
 from .adapters import Adapters, Names
+from .asked import Asked
 from .identity import Engine, Identity
+from .kinds import Kind
 from .layout import Facts
 from .metadata import Move, Orders, Report, Save
 from .settings import Settings
@@ -25,89 +29,66 @@ from .stats import RefrainStats
 
 logger = init_logger("vllm.refrain_kv.scheduler")
 
-#: A look-up's answer is asked for again after this many seconds: its lease is about to end.
-ANSWER_LASTS = 8.0
 #: Of the engine's blocks, what saves may keep at most: the rest is not saved.
 SAVES_SHARE = 4
 #: Room for the stripes of a block to begin at pages.
 STRIPE_ROOM = 4096
 
 
-class Asked:
-    """A look-up of one prompt in every shard."""
-
-    def __init__(self, pending: list[Pending[Lookup]], deadline: float) -> None:
-        self._begun = time.monotonic()
-        self._deadline = deadline
-        self._pending = pending
-        self._found: list[Lookup] = []
-        #: What all shards hold; None until they have answered.
-        self.blocks: int | None = None
-        self.absent = False
-
-    def look(self) -> bool:
-        """Whether there is an answer; after the deadline, there is."""
-        if self.blocks is not None:
-            return True
-        if not all(it.done() for it in self._pending):
-            # The look-ups have the same deadline; this one is for threads that get no time.
-            if time.monotonic() - self._begun < 2 * self._deadline:
-                return False
-            self.blocks, self.absent = 0, True
-            return True
-        try:
-            self._found = [it.result() for it in self._pending]
-        except RefrainError as error:
-            logger.warning("Refrain refuses a look-up: %s", error)
-            self.blocks = 0
-            return True
-        self.absent = any(it.absent for it in self._found)
-        self.blocks = min((it.matched_blocks for it in self._found), default=0)
-        if self.blocks == 0:
-            self.end()
-        return True
-
-    def is_old(self) -> bool:
-        return self.blocks is not None and time.monotonic() - self._begun > ANSWER_LASTS
-
-    def end(self) -> None:
-        """Gives the leases back."""
-        for lookup in self._found:
-            lookup.close()
-        self._found, self._pending = [], []
-
-
 class Tracked:
     """What is known of a request."""
 
-    def __init__(self, request: Any, names: Names) -> None:
+    def __init__(self, request: Any, names: Names, kinds: int) -> None:
         self.request = request
         self.names = names
         self.asked: Asked | None = None
-        #: Blocks before this one are stored, or have been handed over for it.
-        self.saved = 0
+        #: Of each kind, blocks before this one are stored, or have been handed over for it.
+        self.saved = [0] * kinds
         #: Tokens of the engine's own cache, when it was last asked for.
         self.local = 0
         #: How often it had been preempted when it was loaded.
         self.loaded_in: int | None = None
+        #: Blocks to load at most, after a load that came short and counted for nothing.
+        self.limit: int | None = None
+
+
+@dataclass
+class Loading:
+    """A load of blocks `first` to `end` of a prompt."""
+
+    first: int
+    end: int
+    asked: Asked | None
+    #: Up to which one nothing is missing, as far as workers have said.
+    came: int
 
 
 class Scheduler:
     """Without an identity it finds nothing and saves nothing."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, kv_cache_config: Any, ranks: int, shards: int
+        self,
+        engine: Engine,
+        settings: Settings,
+        kinds: Sequence[Kind],
+        blocks: int,
+        ranks: int,
+        shards: int,
     ) -> None:
         self._engine, self._settings = engine, settings
-        self._blocks = kv_cache_config.num_blocks
+        self._kinds, self._blocks = kinds, blocks
+        self._block_tokens = kinds[0].block_tokens
         self._ranks, self._shards = ranks, shards
-        self._identity: Identity | None = None
+        #: A load that comes short counts for nothing, as vLLM has it with several groups.
+        self._whole = sum(len(kind.groups) for kind in kinds) > 1
+        self._identities: list[Identity] = []
         self._announced = True
         self._client: Client | None = None
-        self._registrations: list[Registration] = []
+        #: Of each kind, in every shard.
+        self._registrations: list[list[Registration]] = []
         self._adapters = Adapters()
         self._requests: dict[str, Tracked] = {}
-        self._loading: dict[str, tuple[Move, Asked | None, set[int]]] = {}
+        self._loading: dict[str, Loading] = {}
         self._saving: dict[int, Save] = {}
         self._reported: Counter[int] = Counter()
         self._held_blocks = 0
@@ -124,36 +105,42 @@ class Scheduler:
     def workers_are(self, facts: list[Facts]) -> None:
         """The engine has its workers: all of them must cache alike."""
         faults = sorted({it.fault for it in facts if it.fault})
-        if faults or len(facts) != self._ranks or len({it.digest for it in facts}) != 1:
+        if faults or len(facts) != self._ranks or len({it.shapes for it in facts}) != 1:
             why = faults or f"{len(facts)} of {self._ranks} ranks, or ranks that differ"
             logger.error("Refrain caches nothing: %s", why)
             return
-        one = facts[0]
+        shapes = facts[0].shapes
         # Nothing is saved from here, and a session must have room for a block all the same.
-        arena = one.layers * (one.layer_bytes + STRIPE_ROOM)
+        arena = max(one.layers * (one.layer_bytes + STRIPE_ROOM) for one in shapes)
         self._client = Client(
             self._settings.address,
             session_arena_bytes=arena,
             deadline=self._settings.load_deadline,
         )
-        self._become(self._engine.identity(one))
-        logger.info(
-            "Refrain caches blocks of %d tokens, %d bytes in each of %d shards; weights: %s",
-            self._identity.block_tokens if self._identity else 0,
-            one.layers * one.layer_bytes,
-            self._shards,
-            self._identity.weights if self._identity else "",
+        self._become(
+            [self._engine.identity(*both) for both in zip(self._kinds, shapes, strict=True)]
         )
+        for one in self._identities:
+            logger.info(
+                "Refrain caches blocks of %d tokens, %d bytes in each of %d shards%s; weights: %s",
+                one.block_tokens,
+                one.layers * one.layer_bytes,
+                self._shards,
+                "" if one.window is None else f", of windows of {one.window} tokens",
+                one.weights,
+            )
 
-    def _become(self, identity: Identity) -> None:
+    def _become(self, identities: list[Identity]) -> None:
         assert self._client is not None
-        self._identity, self._announced = identity, False
-        namespace = identity.namespace()
-        for registration in self._registrations:
+        self._identities, self._announced = identities, False
+        for registration in itertools.chain(*self._registrations):
             registration.close()
         self._registrations = [
-            self._client.register(namespace, shard=shard, check=False)
-            for shard in range(self._shards)
+            [
+                self._client.register(identity.namespace(), shard=shard, check=False)
+                for shard in range(self._shards)
+            ]
+            for identity in identities
         ]
 
     # Requests on their way in.
@@ -166,61 +153,90 @@ class Scheduler:
     def matched(self, request: Any, local: int) -> tuple[int | None, bool]:
         """Tokens to load beyond those of the engine's own cache; None while that is not known."""
         tracked = self._track(request)
-        if tracked is None or self._identity is None or _computes_all(request):
+        if tracked is None or not self._identities or _computes_all(request):
             return 0, False
         # Once in a life: a load that came to little is not tried again.
         if tracked.loaded_in == request.num_preemptions:
             return 0, False
         tracked.local = local
-        if self._useful(tracked) * self._identity.block_tokens <= local:
+        useful = self._useful(tracked)
+        if useful * self._block_tokens <= local:
             return 0, False
         if tracked.asked is None or tracked.asked.is_old():
             self._ask(tracked)
         if tracked.asked is None or not tracked.asked.look():
             return None if tracked.asked else 0, False
-        found = min(tracked.asked.blocks or 0, self._useful(tracked))
-        external = found * self._identity.block_tokens - local
+        found = tracked.asked.longest(local // self._block_tokens, useful, self._needed)
+        external = found * self._block_tokens - local
         return (external, True) if external > 0 else (0, False)
 
     def allocated(self, request: Any, blocks: Any, external: int) -> None:
         tracked = self._requests.get(request.request_id)
-        if tracked is None or self._identity is None:
+        if tracked is None or not self._identities:
             return
         asked, tracked.asked = tracked.asked, None
-        known = asked.blocks or 0 if asked else 0
-        if asked is not None and asked.blocks is not None:
+        if asked is not None and asked.is_answered:
             self.stats.add("lookups")
             self.stats.add("absent", asked.absent)
-        tracked.saved = max(tracked.saved, known)
+        for kind, known in (asked.chains if asked else {}).items():
+            tracked.saved[kind] = max(tracked.saved[kind], known)
         if external <= 0:
             if asked is not None:
                 asked.end()
             return
-        each = self._identity.block_tokens
-        first, end = tracked.local // each, (tracked.local + external) // each
-        block_ids = blocks.get_block_ids()[0][first:end]
-        load = Move(request.request_id, tracked.names.first(end), first, list(block_ids))
+        first = tracked.local // self._block_tokens
+        end = (tracked.local + external) // self._block_tokens
+        block_ids = blocks.get_block_ids()
+        for kind in range(len(self._kinds)):
+            load = self._move(tracked, kind, first, end, block_ids)
+            # What the window looks at may be in the engine's own cache.
+            if load.blocks:
+                self._orders.loads.append(load)
+            tracked.saved[kind] = max(tracked.saved[kind], end)
         tracked.loaded_in = request.num_preemptions
-        self._loading[request.request_id] = (load, asked, set())
-        self._orders.loads.append(load)
+        self._loading[request.request_id] = Loading(first, end, asked, end)
         self.stats.add("found_tokens", external)
 
+    def _move(
+        self, tracked: Tracked, kind: int, first: int, end: int, block_ids: Sequence[list[int]]
+    ) -> Move:
+        """Of blocks `first` to `end`, without those that the engine does not keep."""
+        tables = [block_ids[group] for group in self._kinds[kind].groups]
+        names = tracked.names.first(end)
+        if self._kinds[kind].window is not None:
+            # In front of a window there is the null block.
+            null = self._manager.block_pool.null_block.block_id
+            kept = itertools.takewhile(
+                lambda place: all(table[place] != null for table in tables),
+                range(end - 1, first - 1, -1),
+            )
+            first = min(kept, default=end)
+            names = names[first:]
+        lying = [list(table[first:end]) for table in tables]
+        return Move(tracked.request.request_id, names, first, lying, kind)
+
+    def _needed(self, kind: int, blocks: int) -> int:
+        """Of a prefix of so many blocks, the first one that its next token looks at."""
+        manager = self._manager.coordinator.single_type_managers[self._kinds[kind].groups[0]]
+        skipped: int = manager.get_num_skipped_tokens(blocks * self._block_tokens)
+        return skipped // self._block_tokens
+
     def _track(self, request: Any) -> Tracked | None:
-        if self._identity is None:
+        if not self._identities:
             return None
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             key = self._adapters.key(request)
             if key is None:
                 return None
-            tracked = self._requests[request.request_id] = Tracked(request, Names(request, key))
+            tracked = Tracked(request, Names(request, key), len(self._kinds))
+            self._requests[request.request_id] = tracked
         return tracked
 
     def _useful(self, tracked: Tracked) -> int:
         """Blocks of a prompt that may be loaded: a token at least must be computed."""
-        assert self._identity is not None
-        tokens = tracked.request.num_tokens - 1
-        return min(tokens // self._identity.block_tokens, len(tracked.names))
+        blocks = min((tracked.request.num_tokens - 1) // self._block_tokens, len(tracked.names))
+        return blocks if tracked.limit is None else min(blocks, tracked.limit)
 
     def _ask(self, tracked: Tracked) -> None:
         if tracked.asked is not None:
@@ -230,8 +246,14 @@ class Scheduler:
         if not names:
             return
         deadline = self._settings.lookup_deadline
-        pending = [it.begin_lookup_hashes(names, deadline=deadline) for it in self._registrations]
-        tracked.asked = Asked(pending, deadline)
+        pending = [
+            [
+                it.begin_lookup_hashes(names, separate=kind.window is not None, deadline=deadline)
+                for it in shards
+            ]
+            for kind, shards in zip(self._kinds, self._registrations, strict=True)
+        ]
+        tracked.asked = Asked(self._kinds, pending, deadline)
 
     # What is computed.
 
@@ -243,27 +265,34 @@ class Scheduler:
                 self._save(tracked, tracked.request.num_computed_tokens + tokens)
         orders, self._orders = self._orders, Orders()
         if not self._announced:
-            orders.identity, self._announced = self._identity, True
+            orders.identities, self._announced = self._identities, True
         return orders
 
     def _save(self, tracked: Tracked, computed: int) -> None:
-        assert self._identity is not None
-        if self._is_stale:
-            return
-        end = min(computed // self._identity.block_tokens, len(tracked.names))
-        first, room = tracked.saved, self._blocks // SAVES_SHARE - self._held_blocks
-        if end <= first or end - first > room:
+        end = min(computed // self._block_tokens, len(tracked.names))
+        if end <= min(tracked.saved) or self._is_stale:
             return
         request = tracked.request.request_id
-        block_ids = list(self._manager.get_block_ids(request)[0][first:end])
-        if len(block_ids) < end - first:
-            return
+        block_ids = self._manager.get_block_ids(request)
+        for kind, first in enumerate(tracked.saved):
+            room = self._blocks // SAVES_SHARE - self._held_blocks
+            groups = self._kinds[kind].groups
+            if end <= first or (end - first) * len(groups) > room:
+                continue
+            if any(len(block_ids[group]) < end for group in groups):
+                continue
+            move = self._move(tracked, kind, first, end, block_ids)
+            tracked.saved[kind] = end
+            if move.blocks:
+                self._begin_save(move)
+
+    def _begin_save(self, move: Move) -> None:
         self._numbers += 1
-        save = Save(request, tracked.names.first(end), first, block_ids, self._numbers)
+        save = Save(**vars(move), number=self._numbers)
         pool = self._manager.block_pool
-        pool.touch([pool.blocks[it] for it in block_ids])
-        self._held_blocks += len(block_ids)
-        tracked.saved = end
+        for table in save.block_ids:
+            pool.touch([pool.blocks[it] for it in table])
+            self._held_blocks += len(table)
         self._saving[save.number] = save
         self._orders.saves.append(save)
 
@@ -279,34 +308,38 @@ class Scheduler:
             for number in report.saves:
                 if self._reported[number] >= self._ranks:
                     self._end_save(number)
-        failed = output.invalid_block_ids or set()
-        for load, _, missing in self._loading.values():
-            missing.update(failed.intersection(load.block_ids))
+            for request_id, came in report.short.items():
+                load = self._loading.get(request_id)
+                if load is not None:
+                    load.came = min(load.came, came)
         for request_id in output.finished_recving or ():
             self._end_load(request_id)
 
     def _end_save(self, number: int) -> None:
         del self._reported[number]
-        save = self._saving.pop(number)
         pool = self._manager.block_pool
-        # The last ones first, so that they are also the first to be used again.
-        pool.free_blocks(pool.blocks[it] for it in reversed(save.block_ids))
-        self._held_blocks -= len(save.block_ids)
+        for table in self._saving.pop(number).block_ids:
+            # The last ones first, so that they are also the first to be used again.
+            pool.free_blocks(pool.blocks[it] for it in reversed(table))
+            self._held_blocks -= len(table)
 
     def _end_load(self, request_id: str) -> None:
-        ended = self._loading.pop(request_id, None)
-        if ended is None or self._identity is None:
+        load = self._loading.pop(request_id, None)
+        if load is None:
             return
-        load, asked, missing = ended
-        if asked is not None:
-            asked.end()
-        places = (place for place, it in enumerate(load.block_ids) if it in missing)
-        loaded = next(places, len(load.block_ids))
-        self.stats.add("loaded_tokens", loaded * self._identity.block_tokens)
+        if load.asked is not None:
+            load.asked.end()
         tracked = self._requests.get(request_id)
-        if tracked is not None:
+        if load.came == load.end or not self._whole:
+            self.stats.add("loaded_tokens", (load.came - load.first) * self._block_tokens)
+        elif tracked is not None and tracked.limit is None:
+            # Nothing of it counts, and it is asked for once more: no further than this.
+            tracked.limit, tracked.loaded_in = load.came, None
+        if tracked is not None and load.came < load.end:
             # What is lost is computed, and saved once more.
-            tracked.saved = min(tracked.saved, load.first + loaded)
+            for kind, saved in enumerate(tracked.saved):
+                known = load.came if self._kinds[kind].window is None else 0
+                tracked.saved[kind] = min(saved, known)
 
     def finished(self, request: Any) -> None:
         tracked = self._requests.pop(request.request_id, None)
@@ -317,9 +350,9 @@ class Scheduler:
 
     def reset(self) -> bool:
         """Nothing that was saved before counts for this engine any more."""
-        if self._identity is not None and not self._settings.keep_on_reset:
+        if self._identities and not self._settings.keep_on_reset:
             for tracked in self._requests.values():
-                tracked.saved = 0
+                tracked.saved = [0] * len(self._kinds)
                 if tracked.asked is not None:
                     tracked.asked.end()
                 tracked.asked = None
@@ -329,11 +362,11 @@ class Scheduler:
                 logger.warning(
                     "Refrain saves nothing until the engine's cache is reset with no block in use"
                 )
-            self._become(self._identity.after_reset())
+            self._become([it.after_reset() for it in self._identities])
         return True
 
     def close(self) -> None:
-        self._identity = None
+        self._identities = []
         if self._client is not None:
             self._client.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from vllm.logger import init_logger
 
 from .. import Client, KvCache, Loaded, Pending, RefrainError, Registration, Saved
 from .identity import Identity
-from .layout import Facts, UnknownLayout, facts, paged
+from .kinds import Kind
+from .layout import Facts, UnknownLayout, paged, shape
 from .metadata import Move, Orders, Report, Save
 from .settings import Settings
 from .stats import RefrainStats
@@ -26,20 +28,29 @@ logger = init_logger("vllm.refrain_kv.worker")
 class Worker:
     """Of one rank, which has `shard` of each block, and `saves` it unless another rank does."""
 
-    def __init__(self, settings: Settings, blocks: int, shard: int, saves: bool) -> None:
-        self._settings, self._blocks = settings, blocks
+    def __init__(
+        self, settings: Settings, kinds: Sequence[Kind], blocks: int, shard: int, saves: bool
+    ) -> None:
+        self._settings, self._kinds, self._blocks = settings, kinds, blocks
         self._shard, self._saves = shard, saves
+        #: vLLM knows lost blocks in one group alone: elsewhere a load counts whole or not at all.
+        self._whole = sum(len(kind.groups) for kind in kinds) > 1
         self._tensors: dict[str, torch.Tensor] = {}
         self._device: torch.device | None = None
-        self._cache: KvCache | None = None
+        #: Of each kind; empty while there is no memory to read or write.
+        self._caches: list[KvCache] = []
         self._client: Client | None = None
-        self._identity: Identity | None = None
-        self._registration: Registration | None = None
-        self._loading: dict[str, tuple[Move, Pending[Loaded] | None]] = {}
-        #: Of each request, in order, each with its end: a block is saved after those before it.
-        self._saving: dict[str, deque[tuple[Save, float, Pending[Saved] | None]]] = {}
+        self._registrations: list[Registration] = []
+        #: Of each request, one of each kind that it loads.
+        self._loading: dict[str, list[tuple[Move, Pending[Loaded] | None]]] = {}
+        #: Of each request and kind, in order, each with its end: a block is saved after those
+        #: before it.
+        self._saving: dict[tuple[str, int], deque[tuple[Save, float, Pending[Saved] | None]]] = {}
         self._over: Counter[int] = Counter()
+        self._short: dict[str, int] = {}
+        #: Blocks that did not come; where loads count as a whole, their requests.
         self._lost: set[int] = set()
+        self._failed: set[str] = set()
         self.facts: Facts | None = None
         self.stats = RefrainStats()
 
@@ -49,12 +60,16 @@ class Worker:
         self._tensors = kv_caches
         self._device = next(iter(kv_caches.values())).device
         try:
-            self._cache = paged(kv_caches, self._blocks)
-            self.facts = facts(kv_caches, self._cache, layers)
+            self._caches = self._paged()
+            shapes = [
+                shape(kind, kv_caches, cache, layers)
+                for kind, cache in zip(self._kinds, self._caches, strict=True)
+            ]
         except (RefrainError, UnknownLayout) as error:
             logger.error("Refrain cannot cache this engine's KV: %s", error)
-            self.facts = Facts(0, 0, "", b"", fault=str(error))
+            self.facts, self._caches = Facts(fault=str(error)), []
             return
+        self.facts = Facts(tuple(shapes))
         self._client = Client(
             self._settings.address,
             session_arena_bytes=self._settings.session_arena_bytes,
@@ -64,21 +79,24 @@ class Worker:
     def give_back(self) -> None:
         """The tensors are about to lose their memory."""
         self._cancel()
-        if self._cache is not None:
-            self._cache.close()
-        self._cache = None
+        for cache in self._caches:
+            cache.close()
+        self._caches = []
 
     def take_again(self) -> None:
         if self._client is not None:
-            self._cache = paged(self._tensors, self._blocks)
+            self._caches = self._paged()
+
+    def _paged(self) -> list[KvCache]:
+        return [paged(kind, self._tensors, self._blocks) for kind in self._kinds]
 
     # A step.
 
     def begin_loads(self, orders: Orders) -> None:
-        if orders.identity is not None:
-            self._become(orders.identity)
+        if orders.identities:
+            self._become(orders.identities)
         for load in orders.loads:
-            self._loading[load.request] = (load, self._begin_load(load))
+            self._loading.setdefault(load.request, []).append((load, self._begin_load(load)))
 
     def begin_saves(self, orders: Orders) -> None:
         """Behind the step's work on the device."""
@@ -86,33 +104,36 @@ class Worker:
         end = time.monotonic() + self._settings.save_deadline
         for save in orders.saves:
             if self._saves:
-                self._saving.setdefault(save.request, deque()).append((save, end, None))
+                queue = self._saving.setdefault((save.request, save.kind), deque())
+                queue.append((save, end, None))
             else:
                 self._over[save.number] += 1
         self._look_at_saves()
 
-    def _become(self, identity: Identity) -> None:
-        known = self.facts
-        assert known is not None and self._client is not None
-        assert (known.layers, known.layer_bytes) == (identity.layers, identity.layer_bytes)
-        if self._registration is not None:
-            self._registration.close()
+    def _become(self, identities: Sequence[Identity]) -> None:
+        assert self.facts is not None and self._client is not None
+        for known, identity in zip(self.facts.shapes, identities, strict=True):
+            assert (known.layers, known.layer_bytes) == (identity.layers, identity.layer_bytes)
+        for registration in self._registrations:
+            registration.close()
         self._drop_saves()
-        self._identity = identity
-        self._registration = self._client.register(
-            identity.namespace(), shard=self._shard, check=False
-        )
+        self._registrations = [
+            self._client.register(identity.namespace(), shard=self._shard, check=False)
+            for identity in identities
+        ]
 
     def _begin_load(self, load: Move) -> Pending[Loaded] | None:
         """None where there is nothing to wait for."""
-        if self._registration is None or self._cache is None:
+        if not self._registrations or not self._caches:
             return None
+        separate = self._kinds[load.kind].window is not None
         try:
-            return self._registration.begin_load_hashes(
+            return self._registrations[load.kind].begin_load_hashes(
                 load.names,
-                self._cache,
+                self._caches[load.kind],
                 load.block_ids,
-                first=load.first,
+                first=0 if separate else load.first,
+                separate=separate,
                 deadline=self._settings.load_deadline,
                 after=self._stream(),
             )
@@ -121,14 +142,16 @@ class Worker:
             return None
 
     def _begin_save(self, save: Save, left: float) -> Pending[Saved] | None:
-        if self._registration is None or self._cache is None or left <= 0:
+        if not self._registrations or not self._caches or left <= 0:
             return None
+        separate = self._kinds[save.kind].window is not None
         try:
-            return self._registration.begin_save_hashes(
+            return self._registrations[save.kind].begin_save_hashes(
                 save.names,
-                self._cache,
+                self._caches[save.kind],
                 save.block_ids,
-                first=save.first,
+                first=0 if separate else save.first,
+                separate=separate,
                 deadline=left,
                 after=self._stream(),
             )
@@ -144,32 +167,51 @@ class Worker:
     # What has come to an end.
 
     def loaded(self) -> set[str]:
-        """Requests whose load is over; blocks that are not there are then among the lost ones."""
+        """Requests whose load is over. What of it is not there is then among the lost blocks, or
+        the request among the failed ones."""
         if not self._loading:
             return set()
-        over = {name for name, (_, pending) in self._loading.items() if _is_over(pending)}
+        over = {
+            name
+            for name, loads in self._loading.items()
+            if all(_is_over(pending) for _, pending in loads)
+        }
         for name in over:
-            load, pending = self._loading.pop(name)
-            blocks = self._count_load(pending)
-            self.stats.add("loaded_blocks", blocks)
-            self.stats.add("missed_blocks", len(load.block_ids) - blocks)
-            self._lost.update(load.block_ids[blocks:])
+            for load, pending in self._loading.pop(name):
+                self._end_load(load, self._count_load(pending))
         return over
+
+    def _end_load(self, load: Move, blocks: int) -> None:
+        self.stats.add("loaded_blocks", blocks)
+        self.stats.add("missed_blocks", load.blocks - blocks)
+        if blocks == load.blocks:
+            return
+        end = load.first + blocks
+        self._short[load.request] = min(self._short.get(load.request, end), end)
+        if self._whole:
+            self._failed.add(load.request)
+        else:
+            self._lost.update(load.block_ids[0][blocks:])
 
     def lost(self) -> set[int]:
         lost, self._lost = self._lost, set()
         return lost
 
+    def failed(self) -> set[str]:
+        failed, self._failed = self._failed, set()
+        return failed
+
     def report(self) -> Report | None:
         self._look_at_saves()
-        if not self._over:
+        if not self._over and not self._short:
             return None
-        over, self._over = self._over, Counter()
-        return Report(over)
+        report = Report(self._over, self._short)
+        self._over, self._short = Counter(), {}
+        return report
 
     def _look_at_saves(self) -> None:
-        for request in list(self._saving):
-            queue = self._saving[request]
+        for key in list(self._saving):
+            queue = self._saving[key]
             while queue:
                 save, end, pending = queue[0]
                 if pending is None:
@@ -181,7 +223,7 @@ class Worker:
                 self._over[save.number] += 1
                 self.stats.add("saved_blocks", self._count_save(pending))
             if not queue:
-                del self._saving[request]
+                del self._saving[key]
 
     def _count_load(self, pending: Pending[Loaded] | None) -> int:
         try:
@@ -210,9 +252,10 @@ class Worker:
 
     def _cancel(self) -> None:
         """Ends all that reads or writes the engine's memory."""
-        for _, loading in self._loading.values():
-            if loading is not None:
-                loading.cancel()
+        for loads in self._loading.values():
+            for _, loading in loads:
+                if loading is not None:
+                    loading.cancel()
         for queue in self._saving.values():
             for _, _, saving in queue:
                 if saving is not None:
@@ -222,8 +265,8 @@ class Worker:
         self._cancel()
         if self._client is not None:
             self._client.close()
-        if self._cache is not None:
-            self._cache.close()
+        for cache in self._caches:
+            cache.close()
 
 
 def _is_over(pending: Pending[Any] | None) -> bool:
