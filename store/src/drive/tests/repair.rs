@@ -146,7 +146,7 @@ fn heads_that_are_made_up_anew_are_younger_than_all_others_one_after_the_other()
 }
 
 #[test]
-fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
+fn a_segment_that_lost_its_footer_and_trailer_is_sealed_anew_from_its_headers() {
     let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
     let (drive, _) = fixture.start();
     let first = fixture.append(&drive, 0).unwrap().address.segment;
@@ -158,6 +158,7 @@ fn a_segment_that_lost_its_trailer_is_sealed_anew_from_its_headers() {
     drop(drive);
     let sealed = fixture.open().scan(first, RECORDS_START).unwrap();
     assert!(sealed.sealed);
+    fixture.spoil(first, &[0; 4096], sealed.end);
     fixture.spoil(first, &[0; 4096], SEGMENT - 4096);
     let opening = fixture.open();
     let found = opening.scan(first, RECORDS_START).unwrap();
