@@ -17,6 +17,7 @@ import traceback
 import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
@@ -167,6 +168,8 @@ class Host:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
+        # One that was refused half-way has left its worker's half, which the next one would take.
+        ensure_kv_transfer_shutdown()
         cleanup_dist_env_and_memory()
         gc.collect()
 

@@ -87,10 +87,10 @@ def test_a_rotten_block_costs_what_lies_behind_it(
 
 def test_preempted_and_aborted_requests_leave_no_block_behind(engine, opened, plain):
     many = prompts(34, *[250] * 8)
-    # Room for fewer than are asked for at once: some are preempted.
+    # Room for four until they are long: some are preempted.
     opened("windows", num_gpu_blocks_override=90, max_model_len=1024)
-    answer = engine.generate(many, tokens=64, together=True)
-    assert answer["tokens"] == plain("windows", many, tokens=64)["tokens"]
+    answer = engine.generate(many, tokens=224, together=True)
+    assert answer["tokens"] == plain("windows", many, tokens=224)["tokens"]
     assert engine.ask("metrics")["vllm:num_preemptions"] > 0
     blocks = engine.ask("blocks")
     assert blocks["free"] == blocks["all"]
@@ -99,7 +99,7 @@ def test_preempted_and_aborted_requests_leave_no_block_behind(engine, opened, pl
         engine.ask("reset", connector=False)
         blocks = engine.ask("abort", prompt=many[steps], steps=steps)
         assert blocks["free"] == blocks["all"]
-    again = engine.generate(many, tokens=64, together=True)
+    again = engine.generate(many, tokens=224, together=True)
     assert again["tokens"] == answer["tokens"]
 
 
