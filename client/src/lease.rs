@@ -22,9 +22,29 @@ pub(crate) struct Lease<L: Line = Connection> {
 }
 
 impl<L: Line> Lease<L> {
-    pub(crate) fn new(connection: Arc<L>, id: u64, limit: Duration) -> Arc<Self> {
+    fn new(connection: Arc<L>, id: u64, limit: Duration) -> Arc<Self> {
         let (load_us, released) = (AtomicU64::new(0), AtomicBool::new(false));
         Arc::new(Self { connection, id, limit, load_us, released })
+    }
+
+    /// Looks up, and holds what was found.
+    pub(crate) async fn look_up(
+        connection: Arc<L>,
+        request: v1::LookupRequest,
+        limit: Duration,
+        deadline: Deadline,
+    ) -> Result<(Arc<Self>, v1::LookupResponse), ClientError> {
+        let user = Arc::clone(&connection);
+        // A task of its own, because the answer is a lease: where nobody waits for it any more, it
+        // is dropped there, and thereby released.
+        let asking = connection.runtime().spawn(async move {
+            let request = deadline.request(request);
+            let answer = deadline.answer(user.cache().lookup(request)).await;
+            let answer = answer.map_err(|failure| user.session_error("look up", failure))?;
+            Ok((Self::new(user, answer.lease, limit), answer))
+        });
+        let stopped = |_| connection.error("look up", Failure::Late(limit));
+        asking.await.unwrap_or_else(|error| Err(stopped(error)))
     }
 
     /// Prolongs it by `lease` from now; 0 takes the sidecar's default. `false`: it was over.

@@ -31,4 +31,14 @@ pub(crate) trait Line: Debug + Send + Sync + 'static {
     fn error(&self, call: &'static str, failure: Failure) -> ClientError {
         ClientError::from_failure(call, self.place(), failure)
     }
+
+    /// The same of a call about the session or a registration: a sidecar that does not know it has
+    /// lost its memory of us, and only a new connection helps.
+    fn session_error(&self, call: &'static str, failure: Failure) -> ClientError {
+        let failure = match failure {
+            Failure::Unknown(status) => Failure::Lost(status),
+            Failure::Lost(_) | Failure::Late(_) | Failure::Refused(_) => failure,
+        };
+        self.error(call, self.noted(failure))
+    }
 }

@@ -1,16 +1,12 @@
 //! A lookup's answer, and the lease that comes with it.
 
 use crate::cache::{Arenas, KvCache};
-use crate::call::{Deadline, Failure};
-use crate::connection::Connection;
 use crate::error::ClientError;
 use crate::gather::Gather;
 use crate::layered::{LayeredLoad, Target};
 use crate::layout::Layout;
 use crate::lease::{Lease, check_range};
-use crate::line::Line;
 use crate::load::Load;
-use crate::registration::session_failure;
 use crate::save::{self, ByCall, Saved};
 use refrain_gpu_transfer::copier::Stream;
 use refrain_gpu_transfer::layout::Pages;
@@ -38,32 +34,16 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    pub(crate) async fn request(
-        connection: Arc<Connection>,
-        layout: Arc<Layout>,
-        limit: Duration,
-        request: v1::LookupRequest,
-        deadline: Deadline,
-    ) -> Result<Self, ClientError> {
-        let user = Arc::clone(&connection);
-        // A task of its own, because the answer is a lease: where nobody waits for it any more, it
-        // is dropped there, and thereby released.
-        let asking = connection.runtime().spawn(async move {
-            let request = deadline.request(request);
-            let answer = deadline.answer(user.cache().lookup(request)).await;
-            let answer = answer.map_err(|failure| session_failure(&*user, "look up", failure))?;
-            Ok(Self {
-                lease: Lease::new(user, answer.lease, limit),
-                layout,
-                prompt_blocks: answer.prompt_blocks,
-                matched_blocks: answer.matched_blocks,
-                tiers: answer.tiers,
-                expected_load: Duration::from_micros(answer.expected_load_us),
-                expected_peer: Duration::from_micros(answer.expected_peer_us),
-            })
-        });
-        let stopped = |_| connection.error("look up", Failure::Late(limit));
-        asking.await.unwrap_or_else(|error| Err(stopped(error)))
+    pub(crate) fn new(lease: Arc<Lease>, layout: Arc<Layout>, answer: v1::LookupResponse) -> Self {
+        Self {
+            lease,
+            layout,
+            prompt_blocks: answer.prompt_blocks,
+            matched_blocks: answer.matched_blocks,
+            tiers: answer.tiers,
+            expected_load: Duration::from_micros(answer.expected_load_us),
+            expected_peer: Duration::from_micros(answer.expected_peer_us),
+        }
     }
 
     /// How these blocks lie in memory.

@@ -1,10 +1,11 @@
 //! What a worker caches, known to whichever sidecar serves it.
 
-use crate::call::{Deadline, Failure};
+use crate::call::Deadline;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::ClientError;
 use crate::layout::Layout;
+use crate::lease::Lease;
 use crate::line::Line;
 use crate::lookup::Lookup;
 use refrain_proto::v1::{self, lookup_request};
@@ -95,7 +96,8 @@ impl Registration {
         let request =
             v1::LookupRequest { registration, prompt: Some(prompt), extra_keys, lease_ms: 0 };
         let limit = self.shared.client.deadline_limit();
-        Lookup::request(connection, layout, limit, request, deadline).await
+        let (lease, answer) = Lease::look_up(connection, request, limit, deadline).await?;
+        Ok(Lookup::new(lease, layout, answer))
     }
 
     async fn registered_on(
@@ -109,7 +111,19 @@ impl Registration {
             return Ok(known);
         }
         let Shared { namespace, shard, block_bytes, registered, .. } = &*self.shared;
-        let fresh = register(connection, namespace, *shard, *block_bytes, deadline).await?;
+        let request = v1::RegisterRequest {
+            namespace: Some(namespace.clone()),
+            shard: *shard,
+            session: connection.session_id().to_vec(),
+            block_bytes: *block_bytes,
+        };
+        let (registration, layout) = register(connection, request, deadline).await?;
+        let (payload_bytes, arena_bytes) = (layout.payload_bytes, connection.slots().bytes());
+        if payload_bytes > arena_bytes {
+            return Err(ClientError::ArenaTooSmall { payload_bytes, arena_bytes });
+        }
+        let generation = connection.generation();
+        let fresh = Registered { generation, registration, layout };
         let mut registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
         // Two callers may have come here at once; both answers hold, the newest is kept.
         if registered.as_ref().is_none_or(|known| known.generation < fresh.generation) {
@@ -123,44 +137,17 @@ impl Registration {
     }
 }
 
-async fn register(
-    connection: &Connection,
-    namespace: &v1::Namespace,
-    shard: u32,
-    block_bytes: u64,
+/// What a sidecar calls the registration, and how it lays blocks out.
+pub(crate) async fn register(
+    connection: &impl Line,
+    request: v1::RegisterRequest,
     deadline: Deadline,
-) -> Result<Registered, ClientError> {
-    let request = deadline.request(v1::RegisterRequest {
-        namespace: Some(namespace.clone()),
-        shard,
-        session: connection.session_id().to_vec(),
-        block_bytes,
-    });
-    let answer = deadline.answer(connection.cache().register(request)).await;
-    let answer = answer.map_err(|failure| session_failure(connection, "register", failure))?;
+) -> Result<(u64, Arc<Layout>), ClientError> {
+    let answer = deadline.answer(connection.cache().register(deadline.request(request))).await;
+    let answer = answer.map_err(|failure| connection.session_error("register", failure))?;
     let layout = Layout::from_answer(&answer)
         .ok_or(ClientError::Answer { call: "register", what: "stripes outside the payload" })?;
-    let (payload_bytes, arena_bytes) = (layout.payload_bytes, connection.slots().bytes());
-    if payload_bytes > arena_bytes {
-        return Err(ClientError::ArenaTooSmall { payload_bytes, arena_bytes });
-    }
-    let generation = connection.generation();
-    Ok(Registered { generation, registration: answer.registration, layout: Arc::new(layout) })
-}
-
-/// A sidecar that does not know the session or the registration has lost its memory of us: only a
-/// new session helps.
-pub(crate) fn session_failure(
-    connection: &impl Line,
-    call: &'static str,
-    failure: Failure,
-) -> ClientError {
-    let failure = match failure {
-        Failure::Unknown(status) => Failure::Lost(status),
-        Failure::Lost(_) | Failure::Late(_) | Failure::Refused(_) => failure,
-    };
-    let failure = connection.noted(failure);
-    connection.error(call, failure)
+    Ok((answer.registration, Arc::new(layout)))
 }
 
 /// A prompt and the extra keys of its first block, as messages have them.

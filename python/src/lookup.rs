@@ -143,6 +143,11 @@ pub(crate) const NOT_SAVED: refrain_client::Saved = refrain_client::Saved {
     durable: false,
 };
 
+/// Runs of blocks, by the name of where they lie.
+pub(crate) fn tiers(runs: &[v1::TierRun]) -> Vec<(String, u32)> {
+    runs.iter().map(|run| (name("TIER_", run.tier().as_str_name()), run.blocks)).collect()
+}
+
 pub(crate) fn check_range(first: u32, blocks: u32, available: u32) -> Result<(), ClientError> {
     match first.checked_add(blocks) {
         Some(end) if end <= available => Ok(()),
@@ -173,8 +178,7 @@ impl Lookup {
     /// Where the matched blocks lie, in order.
     #[getter]
     fn tiers(&self) -> Vec<(String, u32)> {
-        let tier = |run: &v1::TierRun| (name("TIER_", run.tier().as_str_name()), run.blocks);
-        self.tiers.iter().map(tier).collect()
+        tiers(&self.tiers)
     }
 
     /// Seconds that a load of all matched blocks should take.

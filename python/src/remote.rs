@@ -1,9 +1,9 @@
 //! A client of a sidecar on another machine: no shared memory, bytes from and to buffers.
 
-use crate::answers::{Loaded, Saved, name};
+use crate::answers::{Loaded, Saved};
 use crate::asked::Asked;
 use crate::error::of_address;
-use crate::lookup::{NOT_SAVED, check_range};
+use crate::lookup::{NOT_SAVED, check_range, tiers};
 use crate::namespace::Namespace;
 use crate::numbers;
 use crate::session::{Held, Session};
@@ -239,8 +239,7 @@ impl RemoteLookup {
     /// Where the matched blocks lie, in order.
     #[getter]
     fn tiers(&self) -> Vec<(String, u32)> {
-        let tier = |run: &v1::TierRun| (name("TIER_", run.tier().as_str_name()), run.blocks);
-        self.tiers.iter().map(tier).collect()
+        tiers(&self.tiers)
     }
 
     /// Reads leased blocks into a buffer of bytes, payload behind payload.

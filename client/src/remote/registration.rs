@@ -1,12 +1,11 @@
 //! What a client names blocks in, at a sidecar of another machine.
 
 use super::{Lookup, Remote, wire::Wire};
-use crate::call::{Deadline, Failure};
+use crate::call::Deadline;
 use crate::error::ClientError;
 use crate::layout::Layout;
 use crate::lease::Lease;
-use crate::line::Line;
-use crate::registration::{Prompt, encode, session_failure};
+use crate::registration::{Prompt, encode, register};
 use refrain_proto::v1;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -68,18 +67,8 @@ impl Registration {
         let limit = self.shared.remote.shared.config.deadline;
         let request =
             v1::LookupRequest { registration, prompt: Some(prompt), extra_keys, lease_ms: 0 };
-        let (user, runtime) = (Arc::clone(&wire), wire.runtime().clone());
-        // A task of its own, because the answer is a lease: where nobody waits for it any more, it
-        // is dropped there, and thereby released.
-        let asking = runtime.spawn(async move {
-            let request = deadline.request(request);
-            let answer = deadline.answer(user.cache().lookup(request)).await;
-            let answer = answer.map_err(|failure| session_failure(&*user, "look up", failure))?;
-            let lease = Lease::new(user, answer.lease, limit);
-            Ok(Lookup::new(lease, layout, answer))
-        });
-        let stopped = |_| wire.error("look up", Failure::Late(limit));
-        asking.await.unwrap_or_else(|error| Err(stopped(error)))
+        let (lease, answer) = Lease::look_up(wire, request, limit, deadline).await?;
+        Ok(Lookup::new(lease, layout, answer))
     }
 
     /// Whom calls go to, and what it calls this registration.
@@ -91,18 +80,14 @@ impl Registration {
         if let Some(known) = known {
             return Ok(known);
         }
-        let request = deadline.request(v1::RegisterRequest {
+        let request = v1::RegisterRequest {
             namespace: Some(namespace.clone()),
             shard: *shard,
             session: Vec::new(),
             block_bytes: *block_bytes,
-        });
-        let answer = deadline.answer(wire.cache().register(request)).await;
-        let answer = answer.map_err(|failure| session_failure(&*wire, "register", failure))?;
-        let layout = Layout::from_answer(&answer)
-            .ok_or(ClientError::Answer { call: "register", what: "stripes outside the payload" })?;
-        let registration = answer.registration;
-        let fresh = Registered { wire, registration, layout: Arc::new(layout) };
+        };
+        let (registration, layout) = register(&*wire, request, deadline).await?;
+        let fresh = Registered { wire, registration, layout };
         *lock() = Some(fresh.clone());
         Ok(fresh)
     }
