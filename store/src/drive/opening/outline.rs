@@ -130,6 +130,7 @@ mod tests {
         assert_eq!((sealed.entries, sealed.sealed), (full, true));
         assert_eq!((&unsealed.entries, unsealed.sealed), (&open, false));
         assert!(opening.segments()[0].birth > opening.segments()[1].birth);
+        assert!(opening.segments().iter().all(|head| head.generation == Generation(1)));
         let read = opening.read_record(SegmentId(0), &open[0]);
         assert!(read.unwrap_err().is_damage());
     }

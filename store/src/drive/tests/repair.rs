@@ -35,6 +35,28 @@ fn files_that_were_swapped_are_put_back() {
 }
 
 #[test]
+fn what_is_whole_is_not_written_to() {
+    let fixture = Fixture::new(IoEngine::Auto, 4, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    fixture.append(&drive, 0).unwrap();
+    drop(drive);
+    let heads = || {
+        [0, 1, 2, 3].map(|id| {
+            let mut head = vec![0; 8192];
+            File::open(fixture.segment_file(id)).unwrap().read_exact_at(&mut head, 0).unwrap();
+            head
+        })
+    };
+    let before = heads();
+    fixture.spoil(SegmentId(2), &[0xff; 8192], 0);
+    fixture.open().repair_segments().unwrap();
+    let after = heads();
+    for (id, (before, after)) in before.iter().zip(&after).enumerate() {
+        assert_eq!(before == after, id != 2, "segment {id}");
+    }
+}
+
+#[test]
 fn of_two_files_of_one_segment_the_one_in_its_place_stays() {
     let fixture = Fixture::new(IoEngine::Auto, 3, Layout::new(8, 131_072).unwrap());
     let (drive, _) = fixture.start();

@@ -135,7 +135,16 @@ fn a_drives_rate_is_over_all_the_time_in_which_anything_runs() {
         drive.finish(operation);
     }
     let counters = Arc::clone(&drive.counters);
-    assert_eq!(counters.read_bytes_per_second.get(), (3 * rate + rate / 2) / 4);
+    let read = (3 * rate + rate / 2) / 4;
+    assert_eq!(counters.read_bytes_per_second.get(), read);
+    // Nothing runs for a while, which is no time of the next one.
+    drive.pass(Duration::from_secs(1));
+    drive.read(stored[0], None);
+    let reads = drive.advance();
+    drive.pass(20 * MILLISECOND);
+    drive.finish(&reads[0]);
+    assert_eq!(counters.read_bytes_per_second.get(), (3 * read + rate) / 4);
+    drive.pass(Duration::from_secs(1));
     let _stored = drive.append(RECORD);
     let writes = drive.advance();
     drive.finish(&writes[0]);

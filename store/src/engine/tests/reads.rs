@@ -173,6 +173,24 @@ fn stripes_of_several_records_are_read_in_their_order() {
 }
 
 #[test]
+fn a_record_in_one_piece_is_read_once_beside_one_by_stripes() {
+    let mut drive = Drive::new(4, Durability::Group, limits());
+    // Smaller stripes are read together.
+    let layout = Layout::new(3, 256 << 10).unwrap();
+    let stored = drive.filled(1)[0];
+    let striped = Stored { stored_length: layout.stored_length(), ..stored };
+    let by_stripe = RecordRead {
+        shape: Shape::Layout(layout),
+        by_stripe: true,
+        ..drive.request(striped, &Arc::default(), None)
+    };
+    let whole = drive.request(stored, &Arc::default(), None);
+    drive.engine.read(vec![whole, by_stripe]);
+    let lengths: Vec<_> = drive.advance().iter().map(|(_, it)| it.bytes()).collect();
+    assert_eq!(lengths, [RECORD, HEADER_SIZE + (256 << 10), 256 << 10, 256 << 10]);
+}
+
+#[test]
 fn a_stop_answers_what_waits_and_lets_run_what_runs() {
     let mut drive = Drive::new(4, Durability::Group, Limits { operations: 1, ..limits() });
     let stored = drive.filled(1)[0];

@@ -127,6 +127,10 @@ fn where_nothing_is_synced_groups_count_when_they_are_due() {
     assert!(drive.advance().is_empty());
     assert_eq!(durable(&drive.groups), Some((RECORDS_START, RECORDS_START + RECORD, false)));
     assert!(drive.engine.is_idle());
+    // A stop asks for all that is left, which is nothing.
+    drive.engine.stop();
+    assert!(drive.advance().is_empty());
+    assert_eq!(durable(&drive.groups), None);
 }
 
 #[test]
@@ -227,6 +231,22 @@ fn a_record_without_a_segment_is_refused_when_its_patience_ends_and_taken_when_o
     drive.settle();
     assert_eq!(refused.try_recv().unwrap(), Err(AppendError::NoSpace));
     assert_eq!(drive.counters.queued_write_bytes.get(), 0);
+}
+
+#[test]
+fn a_record_that_waits_for_the_device_alone_keeps_waiting() {
+    let mut drive = Drive::new(1, Durability::Group, Limits { write_bytes: 1, ..limits() });
+    drive.filled(1);
+    let stores = [drive.append(RECORD), drive.append(RECORD)];
+    let header = drive.advance();
+    assert_eq!(header.len(), 1);
+    drive.pass(limits().space_patience);
+    assert!(drive.advance().is_empty());
+    drive.finish(&header[0]);
+    drive.settle();
+    for stored in stores {
+        assert!(stored.try_recv().unwrap().is_ok());
+    }
 }
 
 #[test]
