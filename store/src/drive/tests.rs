@@ -382,7 +382,7 @@ fn a_drive_is_withdrawn_when_an_operation_hangs_or_reads_fail_one_after_the_othe
     let scratch = Mapping::create("test", 1 << 20).unwrap();
     let (drive, _worker) = fixture.open().detached((waker, now), scratch, vec![], Box::new(|_| {}));
     let counters = &drive.shared.counters;
-    assert!(drive.is_idle());
+    assert!(drive.is_idle() && drive.stats().writable);
     assert_eq!(drive.withdrawn(), None);
     // Begun 7 ms after the drive.
     counters.oldest_operation_ms.set(8);

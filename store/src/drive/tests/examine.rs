@@ -76,6 +76,15 @@ fn each_damage_is_of_a_kind_of_its_own() {
 }
 
 #[test]
+fn a_segment_that_was_cut_within_its_head_is_told_of_once() {
+    let (fixture, _) = open_segment(1);
+    let file = File::options().write(true).open(fixture.segment_file(0)).unwrap();
+    file.set_len(100).unwrap();
+    let cut = SegmentProblem::Truncated { id: FIRST, found: 100 };
+    assert_eq!(fixture.open().problems(), [cut]);
+}
+
+#[test]
 fn a_segment_that_was_cut_and_has_a_damaged_head_is_told_of_for_both() {
     let (fixture, offsets) = open_segment(3);
     fixture.spoil(FIRST, &[0xff; 8192], 0);

@@ -128,6 +128,19 @@ fn what_waits_beyond_its_deadline_is_let_go_though_nothing_ends() {
 }
 
 #[test]
+fn what_is_found_late_long_after_its_deadline_is_let_go_too() {
+    let mut drive = Drive::new(4, Durability::Group, Limits { operations: 1, ..limits() });
+    let stored = drive.filled(1)[0];
+    let _running = drive.read(stored, None);
+    let _hanging = drive.advance();
+    let late = drive.read(stored, Some(20 * MILLISECOND));
+    assert!(drive.advance().is_empty());
+    drive.pass(30 * MILLISECOND);
+    assert!(drive.advance().is_empty());
+    assert_eq!(late.outcome(), Some(Err(ReadError::Deadline)));
+}
+
+#[test]
 fn a_late_read_is_not_begun() {
     let mut drive = Drive::new(4, Durability::Group, limits());
     let stored = drive.filled(1)[0];

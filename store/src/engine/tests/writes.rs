@@ -71,6 +71,41 @@ fn a_group_is_synced_when_its_oldest_record_has_waited_long_enough() {
 }
 
 #[test]
+fn a_sync_that_is_due_and_finds_no_room_waits_for_an_end_and_not_for_a_time() {
+    let mut drive = Drive::new(2, Durability::Group, Limits { operations: 2, ..limits() });
+    let stored = drive.filled(1)[0];
+    let _stored = drive.append(RECORD);
+    drive.settle();
+    let _reads = [drive.read(stored, None), drive.read(stored, None)];
+    let reads = drive.advance();
+    assert_eq!(reads.len(), 2);
+    drive.pass(limits().group_interval);
+    assert!(drive.advance().is_empty());
+    assert_eq!(drive.engine.deadline(), None);
+    drive.finish(&reads[0]);
+    assert_eq!(syncs(&drive.advance()), 1);
+}
+
+#[test]
+fn a_short_write_goes_on_at_a_whole_page() {
+    let mut drive = Drive::new(2, Durability::Group, limits());
+    drive.filled(1);
+    let stored = drive.append(RECORD);
+    let writes = drive.advance();
+    drive.finish(&writes[0]);
+    drive.transfer(&writes[1], 3 * PAGE_SIZE + 100);
+    assert!(is_waiting(&stored));
+    let rest = drive.advance();
+    assert_eq!(rest[0].1.bytes(), RECORD - HEADER_SIZE - 3 * PAGE_SIZE);
+    drive.finish(&rest[0]);
+    let stored = stored.try_recv().unwrap().unwrap();
+    assert_eq!(writes_at(&rest, stored.address.offset + HEADER_SIZE + 3 * PAGE_SIZE), 1);
+    let sink = drive.read(stored, None);
+    drive.settle();
+    assert_eq!(sink.outcome(), Some(Ok(())));
+}
+
+#[test]
 fn a_group_is_synced_when_it_has_bytes_enough() {
     let mut drive =
         Drive::new(2, Durability::Group, Limits { group_bytes: 2 * RECORD, ..limits() });
@@ -92,6 +127,8 @@ fn what_lies_behind_an_unwritten_record_is_not_promised() {
     assert_eq!(writes.len(), 4);
     drive.finish_all(&writes[2..]);
     assert!(is_waiting(&stores[0]) && stores[1].try_recv().unwrap().is_ok());
+    // Nothing that could be synced waits for a time.
+    assert_eq!(drive.engine.deadline(), None);
     drive.pass(limits().group_interval);
     assert!(drive.advance().is_empty());
     drive.finish_all(&writes[..2]);
