@@ -208,21 +208,3 @@ fn what_lies_behind_a_damaged_header_is_found_again_once_its_gap_is_closed() {
     assert_eq!(blocks.iter().map(block_of).collect::<Vec<_>>(), [0, 1, 3, 4]);
     assert_eq!(opening.examine(segment).unwrap().damage, []);
 }
-
-#[test]
-fn a_segment_that_is_full_to_the_last_page_gets_its_footer_back() {
-    let largest = crate::segment::record_max(SEGMENT) - HEADER_SIZE;
-    let fixture = Fixture::new(IoEngine::Auto, 3, Layout::new(1, largest).unwrap());
-    let (drive, _) = fixture.start();
-    let first = fixture.append(&drive, 0).unwrap().address.segment;
-    // The next one seals it.
-    fixture.append(&drive, 1).unwrap();
-    drop(drive);
-    let sealed = fixture.open().scan(first, RECORDS_START).unwrap();
-    assert!(sealed.sealed);
-    fixture.spoil(first, &[0; 4096], SEGMENT - 4096);
-    let opening = fixture.open();
-    opening.reseal(first).unwrap();
-    drop(opening);
-    assert_eq!(fixture.open().scan(first, RECORDS_START).unwrap(), sealed);
-}
