@@ -75,6 +75,8 @@ pub(super) struct Reads {
     active: Vec<Option<Active>>,
     free: Vec<usize>,
     queue: VecDeque<Part>,
+    /// Before this nothing that waits is late; somewhat early where the first to be late has begun.
+    late_from: Option<Instant>,
     queued_bytes: u64,
     bytes_in_flight: u64,
     parts_in_flight: usize,
@@ -92,6 +94,7 @@ impl Reads {
             active: Vec::new(),
             free: Vec::new(),
             queue: VecDeque::new(),
+            late_from: None,
             queued_bytes: 0,
             bytes_in_flight: 0,
             parts_in_flight: 0,
@@ -120,6 +123,9 @@ impl Reads {
     }
 
     pub(super) fn enqueue(&mut self, records: Vec<RecordRead>) {
+        if self.queue.is_empty() {
+            self.late_from = None;
+        }
         let added: Vec<_> = records.into_iter().filter_map(|request| self.add(request)).collect();
         let rounds = added.iter().map(|&(_, parts, _)| parts).max().unwrap_or(0);
         for first in 0..rounds {
@@ -150,6 +156,7 @@ impl Reads {
             shard: request.shard,
             namespace: request.namespace,
         };
+        self.late_from = earlier(self.late_from, request.deadline);
         let record = self.free.pop().unwrap_or_else(|| {
             self.active.push(None);
             self.active.len() - 1
@@ -249,8 +256,7 @@ impl Reads {
 
     /// When a part that waits will be late: behind a device that hangs nothing else would tell.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let part = self.queue.front()?;
-        self.active[part.record].as_ref().and_then(|active| active.request.deadline)
+        self.late_from.filter(|_| !self.queue.is_empty())
     }
 
     /// Answers what waits and is late, so that its frames are free again.
@@ -258,9 +264,12 @@ impl Reads {
         if self.deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
+        self.late_from = None;
         for part in std::mem::take(&mut self.queue) {
             let active = self.active[part.record].as_mut().expect("a queued part has its record");
-            if active.request.deadline.is_none_or(|deadline| deadline > now) {
+            let deadline = active.request.deadline;
+            if deadline.is_none_or(|deadline| deadline > now) {
+                self.late_from = earlier(self.late_from, deadline);
                 self.queue.push_back(part);
                 continue;
             }
@@ -301,6 +310,10 @@ impl Reads {
         let end = HEADER_SIZE + (last.offset + last.length).next_multiple_of(PAGE_SIZE);
         (start, end - start)
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 impl Active {

@@ -100,8 +100,9 @@ fn what_waits_beyond_its_deadline_is_let_go_though_nothing_ends() {
     let stored = drive.filled(1)[0];
     let running = drive.read(stored, Some(10 * MILLISECOND));
     let hanging = drive.advance();
-    let first = drive.read(stored, Some(20 * MILLISECOND));
+    // A read that may come at any time stands before those that may not.
     let patient = drive.read(stored, None);
+    let first = drive.read(stored, Some(20 * MILLISECOND));
     let second = drive.read(stored, Some(30 * MILLISECOND));
     let last = drive.read(stored, Some(20 * MILLISECOND));
     assert!(drive.advance().is_empty());
@@ -118,6 +119,7 @@ fn what_waits_beyond_its_deadline_is_let_go_though_nothing_ends() {
         assert_eq!(waits.outcome(), None);
     }
     assert_eq!(drive.counters.queued_read_bytes.get(), 3 * RECORD);
+    assert_eq!(drive.engine.deadline(), Some(drive.now + 10 * MILLISECOND));
     // What began in time is not late.
     drive.finish(&hanging[0]);
     drive.settle();
