@@ -72,6 +72,23 @@ fn of_two_files_of_one_segment_the_one_in_its_place_stays() {
 }
 
 #[test]
+fn a_file_of_a_segment_that_the_store_does_not_have_begins_anew() {
+    let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+    let beyond = SegmentHead { id: SegmentId(2), generation: Generation(1), birth: 1 };
+    let page = beyond.encode(fixture.open().store_id());
+    fixture.spoil(SegmentId(0), &page[..], 0);
+    fixture.spoil(SegmentId(0), &page[..], 4096);
+    let mut opening = fixture.open();
+    let swapped = SegmentProblem::Swapped { id: SegmentId(0), found: beyond.id };
+    assert_eq!(opening.problems(), [swapped]);
+    opening.repair_segments().unwrap();
+    assert_eq!(opening.problems(), []);
+    drop(opening);
+    let (drive, _) = fixture.start();
+    fixture.append(&drive, 0).unwrap();
+}
+
+#[test]
 fn a_head_whose_newer_copy_is_damaged_is_of_the_last_use_again() {
     let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
     let (drive, _) = fixture.start();
