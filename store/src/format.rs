@@ -185,7 +185,7 @@ impl RecordHeader {
             return Err(HeaderError::Unaligned { offset: self.address.offset });
         }
         let count = self.stripes.len();
-        if count == 0 || count > STRIPES_MAX {
+        if !(1..=STRIPES_MAX).contains(&count) {
             return Err(HeaderError::StripeCount { count });
         }
         let (mut expected, mut end) = (0, 0);

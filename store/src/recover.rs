@@ -9,8 +9,12 @@ use crate::format::{HeaderBytes, RecordHeader, checksum};
 use crate::geometry::{
     Generation, HEADER_SIZE, PAGE_SIZE, RECORDS_START, RecordAddress, SegmentId, TRAILER_SIZE,
 };
-use crate::segment::{Entry, HeadPage, SegmentHead, Trailer, decode_footer, footer_length};
+use crate::segment::{
+    ENTRIES_MAX, Entry, HeadPage, SegmentHead, Trailer, decode_footer, footer_length,
+};
+use rustix::io::Errno;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -21,10 +25,8 @@ pub(crate) use examine::{examine, has_damaged_head, last_generation};
 
 /// Read at once while records are small.
 const WINDOW: u64 = 1 << 20;
-/// Records above this are skipped over rather than read along.
+/// Records of this size and above are skipped over rather than read along.
 const SMALL_RECORD: u64 = 256 << 10;
-
-const HEADER_BYTES: usize = size_of::<HeaderBytes>();
 
 /// What recovery found in a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,17 +131,11 @@ pub(crate) fn head(
         return (unused, Some(SegmentProblem::Unreadable { id }));
     };
     let (pages, _) = region.bytes().as_chunks::<4096>();
-    let copies: Vec<_> = pages.iter().map(|page| SegmentHead::decode(page, store_id)).collect();
-    let mut best: Option<SegmentHead> = None;
-    let mut problem = None;
-    for copy in copies {
-        match copy {
+    let (mut heads, mut problem) = (Vec::new(), None);
+    for page in pages {
+        match SegmentHead::decode(page, store_id) {
             HeadPage::Empty => {}
-            HeadPage::Head(head) if head.id == id => {
-                if best.is_none_or(|best| head.generation > best.generation) {
-                    best = Some(head);
-                }
-            }
+            HeadPage::Head(head) if head.id == id => heads.push(head),
             HeadPage::Head(head) => {
                 problem = Some(SegmentProblem::Swapped { id, found: head.id });
             }
@@ -152,7 +148,8 @@ pub(crate) fn head(
             }
         }
     }
-    match (best, problem) {
+    let newest = heads.into_iter().max_by_key(|head| head.generation);
+    match (newest, problem) {
         (_, newer @ Some(SegmentProblem::NewerVersion { .. })) => (unused, newer),
         // A torn bump leaves the copy before, and so does another segment's head that was written
         // here: it stands. Of a file in a wrong place neither copy is this segment's.
@@ -180,20 +177,22 @@ pub(crate) fn walk(segment: &SegmentFile<'_>, from: u64) -> Result<Scan, ScanErr
     let mut window = Window::new(segment)?;
     let mut scan = Scan { entries: Vec::new(), end: from, sealed: false };
     let mut last_length = 0;
-    while scan.end + HEADER_SIZE <= segment.segment_bytes {
-        let Some(page) = window.page(scan.end, last_length < SMALL_RECORD)? else { break };
+    while let Some(page) = window.page(scan.end, last_length < SMALL_RECORD)? {
         let Ok(header) = RecordHeader::decode(page) else { break };
         let length = header.stored_length();
-        if !segment.owns(&header, scan.end) || scan.end + length > segment.segment_bytes {
-            break;
-        }
+        let end = end_within(scan.end, length, segment.segment_bytes);
+        let Some(end) = end.filter(|_| segment.owns(&header, scan.end)) else { break };
         if !header.withdrawn {
             scan.entries.push(entry_of(&header, RecordHeader::checksum_of(page)));
         }
-        scan.end += length;
-        last_length = length;
+        (scan.end, last_length) = (end, length);
     }
     Ok(scan)
+}
+
+/// Where `length` bytes at `offset` end, unless that is behind `limit`.
+fn end_within(offset: u64, length: u64, limit: u64) -> Option<u64> {
+    offset.checked_add(length).filter(|&end| end <= limit)
 }
 
 /// What stands at the end of a segment.
@@ -225,14 +224,10 @@ pub(crate) fn footer(segment: &SegmentFile<'_>) -> Footer {
 }
 
 fn sealed(segment: &SegmentFile<'_>, trailer: &Trailer) -> Option<Scan> {
-    let count = usize::try_from(trailer.entries).ok()?;
-    if count > crate::segment::ENTRIES_MAX {
-        return None;
-    }
+    let count = usize::try_from(trailer.entries).ok().filter(|&count| count <= ENTRIES_MAX)?;
     let length = footer_length(count);
-    let end = trailer.footer_offset.checked_add(length)?;
-    let inside = end <= segment.segment_bytes - TRAILER_SIZE;
-    if !inside || !trailer.footer_offset.is_multiple_of(PAGE_SIZE) {
+    end_within(trailer.footer_offset, length, segment.segment_bytes - TRAILER_SIZE)?;
+    if !trailer.footer_offset.is_multiple_of(PAGE_SIZE) {
         return None;
     }
     if length == 0 {
@@ -295,19 +290,10 @@ pub(crate) fn read_record(
 }
 
 fn record_pages(segment: &SegmentFile<'_>, entry: &Entry) -> Result<Region, ReadError> {
-    let end = entry.offset.checked_add(entry.stored_length());
-    if end.is_none_or(|end| end > segment.available) {
-        return Err(ReadError::Truncated);
-    }
-    read_pages(segment.file, entry.offset, entry.stored_length())
-        .map_err(|error| read_error(&error))
-}
-
-fn read_error(error: &io::Error) -> ReadError {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        return ReadError::Truncated;
-    }
-    ReadError::Io(rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO))
+    let length = entry.stored_length();
+    end_within(entry.offset, length, segment.available).ok_or(ReadError::Truncated)?;
+    read_pages(segment.file, entry.offset, length)
+        .map_err(|error| ReadError::Io(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }
 
 pub(crate) fn read_pages(file: &dyn Medium, offset: u64, length: u64) -> io::Result<Region> {
@@ -317,12 +303,12 @@ pub(crate) fn read_pages(file: &dyn Medium, offset: u64, length: u64) -> io::Res
     Ok(region)
 }
 
-/// Pages of a segment in growing order, read in large pieces where records are small.
+/// Pages of a segment, read in large pieces where records are small.
 pub(crate) struct Window<'a> {
     segment: &'a SegmentFile<'a>,
     memory: Arc<Mapping>,
-    offset: u64,
-    length: u64,
+    /// Bytes of the segment that are in memory: whole pages.
+    held: Range<u64>,
     page: Box<HeaderBytes>,
 }
 
@@ -330,7 +316,7 @@ impl<'a> Window<'a> {
     pub(crate) fn new(segment: &'a SegmentFile<'a>) -> Result<Self, ScanError> {
         let memory = Mapping::create("refrain-scan", WINDOW)
             .map_err(|source| ScanError::Memory { segment: segment.head.id, source })?;
-        Ok(Self { segment, memory, offset: 0, length: 0, page: Box::new([0; 4096]) })
+        Ok(Self { segment, memory, held: 0..0, page: Box::new([0; 4096]) })
     }
 
     /// The page at `offset`, with `ahead` what follows is read along; `None` where the file ends.
@@ -340,49 +326,23 @@ impl<'a> Window<'a> {
         ahead: bool,
     ) -> Result<Option<&HeaderBytes>, ScanError> {
         let SegmentFile { file, head, available, .. } = *self.segment;
-        if offset + PAGE_SIZE > available {
+        if end_within(offset, PAGE_SIZE, available).is_none() {
             return Ok(None);
         }
-        if offset < self.offset || offset + PAGE_SIZE > self.offset + self.length {
+        if !self.held.contains(&offset) {
             let wanted = if ahead { WINDOW } else { PAGE_SIZE };
             let length = wanted.min(available - offset);
             let region = self.memory.region(0, length).expect("at most a window");
-            match region.fill_with(|bytes| file.read_exact_at(bytes, offset)) {
-                Ok(()) => (self.offset, self.length) = (offset, length),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(source) => return Err(ScanError::Read { segment: head.id, source }),
-            }
+            region
+                .fill_with(|bytes| file.read_exact_at(bytes, offset))
+                .map_err(|source| ScanError::Read { segment: head.id, source })?;
+            self.held = offset..offset + length;
         }
-        let at = usize::try_from(offset - self.offset).expect("within a window");
-        let region = self.memory.region(0, self.length).expect("at most a window");
-        self.page.copy_from_slice(&region.bytes()[at..at + HEADER_BYTES]);
+        let region = self.memory.region(offset - self.held.start, PAGE_SIZE);
+        self.page.copy_from_slice(region.expect("within a window").bytes());
         Ok(Some(&self.page))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    //! Proves that reports tell every problem of a segment from the others.
-
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn each_problem_is_of_a_kind_of_its_own_and_of_its_segment() {
-        let (id, found) = (SegmentId(3), SegmentId(4));
-        let problems = [
-            SegmentProblem::Truncated { id, found: 1 },
-            SegmentProblem::Swapped { id, found },
-            SegmentProblem::OtherStore { id },
-            SegmentProblem::DamagedHead { id },
-            SegmentProblem::NewerVersion { id, version: 2 },
-            SegmentProblem::Unreadable { id },
-        ];
-        let kinds: BTreeSet<_> = problems.iter().map(SegmentProblem::kind).collect();
-        assert_eq!(kinds.len(), problems.len());
-        assert_eq!(problems[0].kind(), SegmentProblem::TRUNCATED);
-        assert!(problems.iter().all(|problem| problem.segment() == id));
-        let of_head: Vec<_> = problems.iter().filter(|problem| problem.is_of_head()).collect();
-        assert_eq!(of_head, problems[1..4].iter().collect::<Vec<_>>());
-    }
-}
+mod tests;

@@ -61,7 +61,7 @@ impl Superblock {
     pub fn decode(bytes: &[u8]) -> Result<Self, SuperblockError> {
         let (pages, _) = bytes.as_chunks::<PAGE>();
         let good = pages.iter().take(COPIES).filter(|page| is_whole(page));
-        let mut newest: Option<Self> = None;
+        let mut copies = Vec::new();
         for page in good {
             let version = u32::from_le_bytes(field(page, 8));
             // Refused even beside an older copy: the newer build has begun to change the store.
@@ -78,14 +78,9 @@ impl Superblock {
             let is_sized = copy.segment_bytes > 0
                 && copy.segment_bytes.is_multiple_of(PAGE_SIZE)
                 && copy.segment_bytes <= copy.capacity_bytes;
-            if !is_sized {
-                continue;
-            }
-            if newest.is_none_or(|newest| copy.sequence > newest.sequence) {
-                newest = Some(copy);
-            }
+            copies.extend(is_sized.then_some(copy));
         }
-        newest.ok_or(SuperblockError::Damaged)
+        copies.into_iter().max_by_key(|copy| copy.sequence).ok_or(SuperblockError::Damaged)
     }
 }
 

@@ -95,6 +95,24 @@ fn stripes_that_overlap_or_do_not_fill_the_payload_are_refused() {
 }
 
 #[test]
+fn a_header_has_room_for_all_stripes_that_a_record_may_have_and_no_more() {
+    let full = header(&[4096; STRIPES_MAX]);
+    let mut bytes = full.encode().unwrap();
+    assert_eq!(RecordHeader::decode(&bytes), Ok(full));
+    let refused = HeaderError::StripeCount { count: STRIPES_MAX + 1 };
+    assert_eq!(header(&[4096; STRIPES_MAX + 1]).encode(), Err(refused));
+    let count = u32::try_from(STRIPES_MAX).unwrap();
+    let at = (0..STRIPE_TABLE).rfind(|&at| bytes[at..at + 4] == count.to_le_bytes()).unwrap();
+    for count in [count + 1, u32::MAX] {
+        bytes[at..at + 4].copy_from_slice(&count.to_le_bytes());
+        let sum = checksum(&bytes[..CHECKSUM]);
+        bytes[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
+        let refused = HeaderError::StripeCount { count: usize::try_from(count).unwrap() };
+        assert_eq!(RecordHeader::decode(&bytes), Err(refused));
+    }
+}
+
+#[test]
 fn every_single_flipped_bit_is_refused() {
     let bytes = header(&[4096, 100]).encode().unwrap();
     for bit in 0..bytes.len() * 8 {

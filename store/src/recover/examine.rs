@@ -72,8 +72,11 @@ pub(crate) fn examine(segment: &SegmentFile<'_>) -> Result<Examined, ScanError> 
         let scan = walk(segment, from)?;
         found.scan.entries.extend(scan.entries);
         found.scan.end = scan.end;
-        let Some(offset) = damaged_header(segment, scan.end)? else { return Ok(found) };
-        let next = next_header(segment, offset + PAGE_SIZE)?;
+        let offset = scan.end;
+        if !is_damaged_header(segment, offset)? {
+            return Ok(found);
+        }
+        let next = next_header(segment, offset)?;
         found.damage.push(Damage::Header { segment: id, offset, next });
         match next {
             Some(next) => from = next,
@@ -115,12 +118,11 @@ fn trailer_generation(segment: &SegmentFile<'_>) -> Option<Generation> {
     (trailer.id == segment.head.id).then_some(trailer.generation)
 }
 
-/// `offset`, where the page there was a record header of this segment once.
-fn damaged_header(segment: &SegmentFile<'_>, offset: u64) -> Result<Option<u64>, ScanError> {
+/// Whether the page at `offset` was a record header of this segment once.
+fn is_damaged_header(segment: &SegmentFile<'_>, offset: u64) -> Result<bool, ScanError> {
     let mut window = Window::new(segment)?;
-    let Some(page) = window.page(offset, false)? else { return Ok(None) };
-    let whole = RecordHeader::decode(page).is_ok();
-    Ok((!whole && resembles(page, segment, offset)).then_some(offset))
+    let Some(page) = window.page(offset, false)? else { return Ok(false) };
+    Ok(RecordHeader::decode(page).is_err() && resembles(page, segment, offset))
 }
 
 /// Whether most of what tells a header's place stands in `page`.
@@ -137,15 +139,14 @@ fn resembles(page: &HeaderBytes, segment: &SegmentFile<'_>, offset: u64) -> bool
     fields.into_iter().filter(|same| *same).count() >= 3
 }
 
+/// Where the first whole header of this segment stands from byte `from` on.
 fn next_header(segment: &SegmentFile<'_>, from: u64) -> Result<Option<u64>, ScanError> {
     let mut window = Window::new(segment)?;
     let mut offset = from;
     while let Some(page) = window.page(offset, true)? {
-        if page[..8] == MAGIC {
-            let header = RecordHeader::decode(page);
-            if header.is_ok_and(|header| segment.owns(&header, offset)) {
-                return Ok(Some(offset));
-            }
+        let header = RecordHeader::decode(page);
+        if header.is_ok_and(|header| segment.owns(&header, offset)) {
+            return Ok(Some(offset));
         }
         offset += PAGE_SIZE;
     }

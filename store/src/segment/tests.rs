@@ -53,6 +53,30 @@ fn any_flipped_bit_of_a_head_is_seen() {
 }
 
 #[test]
+fn a_trailer_is_whole_and_of_a_version_and_a_kind_that_is_known_or_none() {
+    let (id, generation) = (SegmentId(7), Generation(3));
+    let trailer = Trailer { id, generation, footer_offset: 8192, entries: 0, footer_checksum: 0 };
+    let page = trailer.encode(STORE);
+    for bit in 0..PAGE * 8 {
+        let mut damaged = page.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(Trailer::decode(&damaged, STORE), None, "bit {bit}");
+    }
+    let mut newer = page;
+    newer[8..12].copy_from_slice(&2u32.to_le_bytes());
+    seal(&mut newer);
+    assert_eq!(Trailer::decode(&newer, STORE), None);
+    assert_eq!(Trailer::decode(&head().encode(STORE), STORE), None);
+    assert_eq!(SegmentHead::decode(&trailer.encode(STORE), STORE), HeadPage::Damaged);
+}
+
+#[test]
+fn the_copies_of_a_head_take_turns() {
+    let offsets = [0, 1, 2, 3, 4].map(|generation| SegmentHead::offset(Generation(generation)));
+    assert_eq!(offsets, [0, PAGE_SIZE, 0, PAGE_SIZE, 0]);
+}
+
+#[test]
 fn an_unused_head_another_store_and_a_newer_version_are_told_apart() {
     assert_eq!(SegmentHead::decode(&[0; PAGE], STORE), HeadPage::Empty);
     assert_eq!(SegmentHead::decode(&head().encode([6; 16]), STORE), HeadPage::OtherStore);

@@ -1,6 +1,9 @@
 //! Proves what a repair gives back, and that it costs nothing else.
 
 use super::*;
+use crate::engine::entry_of;
+use crate::format::{RecordHeader, Stripe};
+use crate::geometry::{PAGE_SIZE, TRAILER_SIZE};
 use crate::recover::Damage;
 
 #[test]
@@ -205,6 +208,33 @@ fn a_segment_that_lost_its_footer_and_trailer_is_sealed_anew_from_its_headers() 
     opening.reseal(first).unwrap();
     drop(opening);
     assert_eq!(fixture.open().scan(first, RECORDS_START).unwrap(), sealed);
+}
+
+#[test]
+fn a_segment_is_sealed_anew_if_its_footer_fits_and_left_open_if_not() {
+    let trailer_offset = SEGMENT - TRAILER_SIZE;
+    for (footer_offset, sealed) in [(trailer_offset - PAGE_SIZE, true), (trailer_offset, false)] {
+        let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
+        let (drive, _) = fixture.start();
+        let first = fixture.append(&drive, 0).unwrap().address.segment;
+        drop(drive);
+        // One more record takes all the room that there is.
+        let opening = fixture.open();
+        let Scan { mut entries, end, .. } = opening.scan(first, RECORDS_START).unwrap();
+        let segment = opening.segment(first);
+        let mut last = opening.read_record(first, &entries[0]).unwrap();
+        last.address = segment.address(end);
+        last.payload_length = footer_offset - end - HEADER_SIZE;
+        last.stripes = vec![Stripe { offset: 0, length: last.payload_length, checksum: 0 }];
+        let bytes = last.encode().unwrap();
+        entries.push(entry_of(&last, RecordHeader::checksum_of(&bytes)));
+        fixture.spoil(first, &bytes[..], end);
+        fixture.spoil(first, &[0xff; 4096], trailer_offset);
+        opening.reseal(first).unwrap();
+        let found = Scan { entries, end: footer_offset, sealed };
+        assert_eq!(opening.scan(first, RECORDS_START).unwrap(), found);
+        assert_eq!(opening.examine(first).unwrap().damage, []);
+    }
 }
 
 #[test]
