@@ -166,6 +166,7 @@ mod tests {
     //! Proves that a hash depends on everything it should name, and on nothing else.
 
     use super::*;
+    use std::collections::BTreeSet;
 
     const NAMESPACE: NamespaceDigest = NamespaceDigest([8; 32]);
 
@@ -227,7 +228,45 @@ mod tests {
     }
 
     #[test]
+    fn every_token_of_a_block_counts_in_its_place() {
+        for length in [1, 64, 128, 129, 300] {
+            let tokens: Vec<u32> = (0..length).collect();
+            let parent = SequenceHash([1; 32]);
+            let mut hashes = BTreeSet::from([key("a").next(parent, &tokens, &[])]);
+            for changed in 0..tokens.len() {
+                let mut other = tokens.clone();
+                other[changed] += 1 << 24;
+                hashes.insert(key("a").next(parent, &other, &[]));
+            }
+            assert_eq!(hashes.len(), tokens.len() + 1);
+        }
+    }
+
+    #[test]
+    fn names_of_32_bytes_and_no_others_are_told_again() {
+        let tells = |length| EngineNames::tells(&vec![1; length]);
+        assert!(tells(32) && !tells(31) && !tells(33) && !tells(0) && !tells(64));
+    }
+
+    #[test]
+    fn a_proof_is_of_its_secret_and_of_its_nonce() {
+        let proof = prove(&[7; 32], &[1; 32]);
+        assert_eq!(prove(&[7; 32], &[1; 32]), proof);
+        assert_ne!(prove(&[8; 32], &[1; 32]), proof);
+        assert_ne!(prove(&[7; 32], &[2; 32]), proof);
+    }
+
+    #[test]
+    fn a_hash_is_shown_whole_in_hex() {
+        let mut hash = SequenceHash([0xab; 32]);
+        hash.0[31] = 1;
+        assert_eq!(hash.to_string(), "ab".repeat(31) + "01");
+        assert_eq!(format!("{hash:?}"), hash.to_string());
+    }
+
+    #[test]
     fn debug_output_shows_no_key() {
         assert_eq!(format!("{:?}", key("a")), "TenantKey(..)");
+        assert_eq!(format!("{:?}", key("a").engine_names(NAMESPACE)), "EngineNames(..)");
     }
 }

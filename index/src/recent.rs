@@ -94,6 +94,7 @@ mod tests {
 
     use super::*;
     use crate::hash::SequenceHash;
+    use std::collections::BTreeSet;
 
     fn key(id: u32) -> BlockKey {
         BlockKey { sequence: SequenceHash(*blake3::hash(&id.to_le_bytes()).as_bytes()), shard: 0 }
@@ -126,6 +127,18 @@ mod tests {
         recent.note(BlockKey { shard: 1, ..key(1) }, 'b');
         assert_eq!(recent.get(key(1)), Some('a'));
         assert_eq!(recent.get(BlockKey { shard: 2, ..key(1) }), None);
+    }
+
+    #[test]
+    fn memory_grows_in_few_steps() {
+        let mut recent = Recent::new(7 << 10);
+        let sizes = (0..7 << 10).map(|id| {
+            recent.note(key(id), id);
+            recent.bytes()
+        });
+        let sizes: BTreeSet<_> = sizes.collect();
+        // Slots and table double from 64 and 3 on.
+        assert!(sizes.len() <= 8 + 12, "{sizes:?}");
     }
 
     #[test]

@@ -132,6 +132,16 @@ fn another_stores_catalogue_and_a_damaged_one_are_emptied() {
 }
 
 #[test]
+fn a_catalogue_for_which_there_is_no_place_is_refused_and_nothing_is_removed() {
+    let fixture = Fixture::new();
+    let file = fixture.0.path().join("file");
+    fs::write(&file, b"somebody's").unwrap();
+    let refused = Catalog::open(&file.join("catalog"), STORE_ID).unwrap_err();
+    assert!(matches!(refused, CatalogError::Open { .. }), "{refused:?}");
+    assert_eq!(fs::read(&file).unwrap(), b"somebody's");
+}
+
+#[test]
 fn flipped_bits_in_the_files_are_found_or_harmless() {
     let fixture = Fixture::new();
     let (catalog, _) = fixture.open();

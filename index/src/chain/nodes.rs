@@ -53,9 +53,8 @@ impl<P> Default for Nodes<P> {
 impl<P> Nodes<P> {
     pub(super) fn bytes(&self) -> u64 {
         let nodes = self.pieces.len() * PIECE * size_of::<Option<Node<P>>>();
-        let lists = self.free.capacity() * size_of::<u32>()
-            + self.pieces.capacity() * size_of::<Vec<Option<Node<P>>>>();
-        u64::try_from(nodes + lists).expect("usize fits")
+        let free = self.free.capacity() * size_of::<u32>();
+        u64::try_from(nodes + free).expect("usize fits")
     }
 
     pub(super) fn pieces(&self) -> usize {

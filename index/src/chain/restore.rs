@@ -58,10 +58,9 @@ impl<P: Place> Chain<P> {
                     // Mostly the block that was found just before.
                     let shard = self.nodes.get(index).key.shard;
                     let key = BlockKey { sequence: *sequence, shard };
-                    let before = index.wrapping_sub(1);
-                    let is_before = index > 0 && self.nodes.get(before).key == key;
-                    let parent = if is_before { Some(before) } else { self.find(key) };
-                    if let Some(parent) = parent {
+                    let before = index.checked_sub(1);
+                    let before = before.filter(|&before| self.nodes.get(before).key == key);
+                    if let Some(parent) = before.or_else(|| self.find(key)) {
                         self.link_child(parent, index);
                     }
                 }

@@ -73,8 +73,40 @@ fn blocks_and_groups_are_counted_in_bytes() {
         chain.bytes()
     };
     let key_and_place = 36 + 24;
-    assert!(sized(5000, 1) > 5000 * key_and_place);
+    assert!(sized(20_000, 1) > 20_000 * key_and_place);
     assert!(sized(5000, 5000) > sized(5000, 1) + 5000 * 8);
+}
+
+#[test]
+fn what_a_block_leaves_behind_for_the_next_one_is_counted_in_bytes() {
+    let mut chain = Chain::default();
+    let keys = (0..5000u32).map(|id| BlockKey { shard: id, ..key(0) });
+    for key in keys.clone() {
+        chain.insert(key, None, 0, 0).unwrap();
+    }
+    let full = chain.bytes();
+    for key in keys.clone() {
+        chain.remove(key);
+    }
+    // Its node, and that this is free: four bytes.
+    let emptied = chain.bytes();
+    assert!(emptied >= full + 4 * 5000, "{full} bytes, then {emptied}");
+    for key in keys {
+        chain.insert(key, None, 0, 0).unwrap();
+    }
+    assert_eq!(chain.bytes(), emptied);
+}
+
+#[test]
+fn every_bit_of_a_hash_counts_in_the_buckets_of_any_shard() {
+    for shard in [0, 1, 7] {
+        let whole = BlockKey { shard, ..key(1) };
+        for bit in 0..64 {
+            let mut other = whole;
+            other.sequence.0[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(bucket(other), bucket(whole), "bit {bit}, shard {shard}");
+        }
+    }
 }
 
 #[test]
@@ -105,6 +137,11 @@ fn restoring_in_any_order_gives_what_inserting_in_order_gives() {
             all
         };
         assert_eq!(all(&found), all(&expected));
+        assert_eq!(all(&found).len(), found.len());
+        for (key, place, parent) in all(&found) {
+            assert_eq!(found.get(key), Some(place));
+            assert!(blocks.contains(&(key, parent.unwrap(), place)));
+        }
         assert_eq!(restored.inserted, expected.len());
         assert_eq!((restored.duplicates, restored.inserted + restored.orphans), (1, blocks.len()));
     }
@@ -152,6 +189,20 @@ fn resident_blocks_in_a_wrong_order_are_no_prefix() {
     assert_eq!(chain.match_prefix(0, &[two, one], 9), [0; 0]);
     assert_eq!((chain.matched(0, &[one, two, one]), chain.matched(0, &[two, one])), (2, 0));
     assert_eq!(chain.touched(key(1)), Some(5));
+}
+
+#[test]
+fn blocks_are_found_one_by_one_whatever_they_are_behind() {
+    let mut chain = Chain::default();
+    chain.insert(key(1), None, 1, 0).unwrap();
+    chain.insert(key(2), Some(key(1).sequence), 2, 0).unwrap();
+    let hashes = [2, 3, 1].map(|id| key(id).sequence);
+    assert_eq!(chain.match_each(0, &hashes, 5), [Some(2), None, Some(1)]);
+    assert_eq!(chain.match_each(1, &hashes, 7), [None; 3]);
+    // Each is touched alone, not those before it.
+    assert_eq!(chain.match_each(0, &hashes[..1], 9), [Some(2)]);
+    assert_eq!((chain.touched(key(1)), chain.touched(key(2))), (Some(5), Some(9)));
+    assert_eq!((chain.get(key(2)), chain.get(key(3))), (Some(2), None));
 }
 
 proptest! {

@@ -99,6 +99,15 @@ fn a_missing_field_is_refused_by_its_name() {
     check("layer_bytes", |n| n.layer_bytes = 0);
     check("groups", |n| n.groups.clear());
     check("parallel.tensor", |n| n.parallel.tensor = 0);
+    check("parallel.pipeline", |n| n.parallel.pipeline = 0);
+    check("parallel.context", |n| n.parallel.context = 0);
+}
+
+#[test]
+fn a_block_is_cut_into_a_shard_for_each_rank() {
+    let shards = |tensor, pipeline, context| ParallelShape { tensor, pipeline, context }.shards();
+    assert_eq!((shards(1, 1, 1), shards(2, 3, 5)), (1, 30));
+    assert_eq!(shards(u32::MAX, u32::MAX, u32::MAX), u64::MAX, "more than any engine has");
 }
 
 #[test]
