@@ -140,22 +140,19 @@ pub(crate) fn head(
                 problem = Some(SegmentProblem::Swapped { id, found: head.id });
             }
             HeadPage::OtherStore => problem = Some(SegmentProblem::OtherStore { id }),
+            // Whatever the other copy is: the newer build has begun to change the segment.
             HeadPage::NewerVersion(version) => {
-                problem = Some(SegmentProblem::NewerVersion { id, version });
+                return (unused, Some(SegmentProblem::NewerVersion { id, version }));
             }
             HeadPage::Damaged => {
                 problem = problem.or(Some(SegmentProblem::DamagedHead { id }));
             }
         }
     }
+    // A torn bump leaves the copy before, and so does another segment's head that was written
+    // here: it stands. Of a file in a wrong place neither copy is this segment's.
     let newest = heads.into_iter().max_by_key(|head| head.generation);
-    match (newest, problem) {
-        (_, newer @ Some(SegmentProblem::NewerVersion { .. })) => (unused, newer),
-        // A torn bump leaves the copy before, and so does another segment's head that was written
-        // here: it stands. Of a file in a wrong place neither copy is this segment's.
-        (Some(head), _) => (head, None),
-        (None, problem) => (unused, problem),
-    }
+    newest.map_or((unused, problem), |head| (head, None))
 }
 
 /// The records of a segment from byte `from` on.

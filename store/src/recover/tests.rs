@@ -1,13 +1,13 @@
 //! Proves, on segments in memory that note what is read of them, where recovery ends, what it
-//! believes, and how little it reads; and that reports tell every problem from the others.
+//! believes, and how little it reads.
 
 use super::*;
 use crate::format::Stripe;
 use crate::segment::{encode_footer, record_max};
-use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 mod examine;
+mod heads;
 
 const SEGMENT: u64 = 4 << 20;
 const STORE: [u8; 16] = [7; 16];
@@ -127,20 +127,6 @@ fn end_of(entries: &[Entry]) -> u64 {
 }
 
 #[test]
-fn of_two_heads_the_newer_use_counts_on_either_side() {
-    for generations in [[4, 5], [6, 5]] {
-        let mut memory = Memory::new(SEGMENT);
-        for (generation, offset) in generations.into_iter().zip([0, PAGE_SIZE]) {
-            let head = SegmentHead { generation: Generation(generation), ..HEAD };
-            memory.put(offset, &head.encode(STORE)[..]);
-        }
-        let newer = Generation(generations[0].max(generations[1]));
-        let expected = SegmentHead { generation: newer, ..HEAD };
-        assert_eq!(head(&memory, HEAD.id, STORE), (expected, None));
-    }
-}
-
-#[test]
 fn a_segment_that_was_never_used_is_not_read() {
     let (memory, _) = Memory::with_records(SEGMENT, 4096, 2);
     let unused = SegmentHead { generation: Generation(0), ..HEAD };
@@ -239,9 +225,6 @@ fn a_segment_that_cannot_be_read_is_an_error_of_its_own() {
     memory.broken = RECORDS_START..RECORDS_START + 1;
     let error = walk(&memory.segment(), RECORDS_START).unwrap_err();
     assert!(matches!(error, ScanError::Read { segment, .. } if segment == HEAD.id), "{error}");
-    memory.broken = 0..1;
-    let unreadable = SegmentProblem::Unreadable { id: HEAD.id };
-    assert_eq!(head(&memory, HEAD.id, STORE).1, Some(unreadable));
 }
 
 #[test]
@@ -374,23 +357,4 @@ fn a_record_is_read_whole_or_not_at_all() {
 
     memory.broken = end - 1..end;
     assert_eq!(of(end, &memory), Err(ReadError::Io(Errno::NODATA)));
-}
-
-#[test]
-fn each_problem_is_of_a_kind_of_its_own_and_of_its_segment() {
-    let (id, found) = (SegmentId(3), SegmentId(4));
-    let problems = [
-        SegmentProblem::Truncated { id, found: 1 },
-        SegmentProblem::Swapped { id, found },
-        SegmentProblem::OtherStore { id },
-        SegmentProblem::DamagedHead { id },
-        SegmentProblem::NewerVersion { id, version: 2 },
-        SegmentProblem::Unreadable { id },
-    ];
-    let kinds: BTreeSet<_> = problems.iter().map(SegmentProblem::kind).collect();
-    assert_eq!(kinds.len(), problems.len());
-    assert_eq!(problems[0].kind(), SegmentProblem::TRUNCATED);
-    assert!(problems.iter().all(|problem| problem.segment() == id));
-    let of_head: Vec<_> = problems.iter().filter(|problem| problem.is_of_head()).collect();
-    assert_eq!(of_head, problems[1..4].iter().collect::<Vec<_>>());
 }
