@@ -156,8 +156,8 @@ fn withdrawn(store_id: [u8; 16], address: RecordAddress, entry: &Entry) -> Recor
 /// Both copies alike: a bump that is torn leaves the other.
 fn write_head(file: &dyn Medium, head: SegmentHead, store_id: [u8; 16]) -> io::Result<()> {
     let page = head.encode(store_id);
-    for generation in [head.generation, Generation(head.generation.0 + 1)] {
-        write_page(file, &page[..], SegmentHead::offset(generation))?;
+    for parity in [0, 1].map(Generation) {
+        write_page(file, &page[..], SegmentHead::offset(parity))?;
     }
     Ok(())
 }

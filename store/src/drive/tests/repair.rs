@@ -124,6 +124,23 @@ fn a_head_whose_newer_copy_is_damaged_is_of_the_last_use_again() {
 }
 
 #[test]
+fn a_head_whose_older_copy_is_damaged_stays_what_it_is() {
+    let fixture = Fixture::new(IoEngine::Auto, 3, Layout::new(8, 131_072).unwrap());
+    let (drive, _) = fixture.start();
+    while fixture.append(&drive, 0).unwrap().address.segment == SegmentId(0) {}
+    drop(drive);
+    let before = fixture.open().segments().to_vec();
+    let older = Generation(before[0].generation.0 - 1);
+    fixture.spoil(SegmentId(0), &[0xff; 4096], SegmentHead::offset(older));
+    let mut opening = fixture.open();
+    let damaged = Damage::Head { segment: SegmentId(0) };
+    assert_eq!(opening.examine(SegmentId(0)).unwrap().damage, [damaged]);
+    opening.repair_segments().unwrap();
+    assert_eq!(opening.segments(), before);
+    assert_eq!(opening.examine(SegmentId(0)).unwrap().damage, []);
+}
+
+#[test]
 fn a_segment_without_a_head_gets_that_of_its_last_use_back() {
     let fixture = Fixture::new(IoEngine::Auto, 2, Layout::new(8, 131_072).unwrap());
     let (drive, _) = fixture.start();
