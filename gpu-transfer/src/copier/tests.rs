@@ -189,6 +189,24 @@ fn an_arena_for_reading_takes_no_save_and_none_beyond_its_end() {
 }
 
 #[test]
+fn several_copiers_share_an_arena_and_one_keeps_it_when_another_lets_it_go() {
+    for (first, second) in copiers().into_iter().zip(copiers()) {
+        let first = Pair::new(first, PAGE);
+        let mut second = Pair::new(second, PAGE);
+        second.arena = second.copier.register(first.arena.mapping()).unwrap();
+        drop(first);
+        second.copy(Direction::Save, 1);
+        second.copy(Direction::Load, 2);
+        // Nobody has it so any more, and it can be had again.
+        let mapping = Arc::clone(second.arena.mapping());
+        drop(second);
+        for copier in copiers() {
+            copier.register(&mapping).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_a_typed_error() {
     let refused = Copier::cuda(u32::MAX, Way::Measured).unwrap_err();
     let expected = matches!(
