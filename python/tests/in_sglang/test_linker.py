@@ -1,6 +1,6 @@
-"""RefrainLinker in SGLang's own radix tree, over its own pools in the memory of the host: what was
-offloaded is loaded again, byte for byte, by a worker that starts later; found is what has landed,
-and only that; what is never loaded holds nothing."""
+"""RefrainLinker in SGLang's own radix tree, over its own pools: what was offloaded is loaded again,
+byte for byte, by a worker that starts later; found is what has landed, and only that; what is never
+loaded holds nothing."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ neither."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from workers import GPUS
 
 HERE = Path(__file__).parent
 RANKS = 2
@@ -23,12 +25,12 @@ def ask(sidecar, tmp_path):
     ranks = [
         subprocess.Popen(
             [sys.executable, HERE / "rank.py", sidecar.address, tmp_path, str(rank), str(RANKS)],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "REFRAIN_TEST_GPU": gpu},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(RANKS)
+        for rank, gpu in zip(range(RANKS), itertools.cycle(GPUS or [""]))
     ]
 
     def asked(what: str, make: str) -> list[dict]:

@@ -1,13 +1,15 @@
-"""A worker of SGLang's without a GPU: its own radix tree over its own pools, in the memory of the
-host, linked by its own factory and driven as its scheduler does. What a forward pass would compute
-is filled in: bytes of each prompt's own."""
+"""A worker of SGLang's: its own radix tree over its own pools, in the memory of the host or, with
+REFRAIN_TEST_GPU=0, of a GPU, linked by its own factory and driven as its scheduler does. What a
+forward pass would compute is filled in: bytes of each prompt's own."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +47,12 @@ from sglang.srt.mem_cache.unified_cache.linker_factory import (
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory, get_parallel
 
+#: GPUs for as many ranks, in whose memory the pools lie; without any, in the host's.
+GPUS = [it for it in os.environ.get("REFRAIN_TEST_GPU", "").split(",") if it]
+DEVICE = f"cuda:{GPUS[0]}" if GPUS else "cpu"
+#: Cycles of a GPU, some tens of milliseconds: in which everything else would be done.
+BUSY = 100_000_000
+
 PAGES = 48
 TOKENS = PAGES * PAGE
 #: Of pools with an index.
@@ -61,7 +69,7 @@ ONE_RANK = {
 }
 
 DTYPE = torch.bfloat16
-SHAPE = {"page_size": PAGE, "dtype": DTYPE, "device": "cpu", "enable_memory_saver": False}
+SHAPE = {"page_size": PAGE, "dtype": DTYPE, "device": DEVICE, "enable_memory_saver": False}
 
 
 @dataclass
@@ -71,7 +79,7 @@ class Memory:
     pool: Any
     allocator: Any
     components: list[ComponentType] = field(default_factory=lambda: [ComponentType.FULL])
-    requests: Any = field(default_factory=lambda: ReqToTokenPool(8, TOKENS, "cpu", False))
+    requests: Any = field(default_factory=lambda: ReqToTokenPool(8, TOKENS, DEVICE, False))
     page: int = PAGE
 
 
@@ -96,7 +104,7 @@ def swa() -> Memory:
         full_attention_layer_ids=[1],
         **SHAPE,
     )
-    allocator = SWATokenToKVPoolAllocator(TOKENS, TOKENS, PAGE, DTYPE, "cpu", pool, False)
+    allocator = SWATokenToKVPoolAllocator(TOKENS, TOKENS, PAGE, DTYPE, DEVICE, pool, False)
     return Memory(pool, allocator, [ComponentType.FULL, ComponentType.SWA])
 
 
@@ -108,7 +116,7 @@ def mamba(*, use_mla: bool = False) -> Memory:
         mamba_size=16,
         mamba_spec_state_size=8,
         max_context_len=TOKENS,
-        device="cpu",
+        device=DEVICE,
         enable_memory_saver=False,
         cache_params=KimiLinearCacheParams(shape=shape, layers=[0, 2]),
         mamba_layer_ids=[0, 2],
@@ -144,7 +152,7 @@ def dsa() -> Memory:
 
 
 def paged(pool: Any, page: int = PAGE) -> Memory:
-    allocator = PagedTokenToKVPoolAllocator(TOKENS, page, DTYPE, "cpu", pool, False)
+    allocator = PagedTokenToKVPoolAllocator(TOKENS, page, DTYPE, DEVICE, pool, False)
     return Memory(pool, allocator, page=page)
 
 
@@ -174,6 +182,10 @@ class Worker:
             unified_cache_external_linker_backend="dynamic",
             unified_cache_external_linker_config=config,
         )
+        self.forward_stream = None
+        if GPUS:
+            torch.cuda.set_device(DEVICE)
+            self.forward_stream = torch.cuda.Stream()
         with get_parallel().override(**ONE_RANK):
             self.memory = make()
             self.allocator = self.memory.allocator
@@ -194,6 +206,7 @@ class Worker:
                 backend=get_memory().unified_cache_external_linker_backend,
                 config=get_startup_linker_config(),
                 components=set(self.tree.components),
+                forward_stream=self.forward_stream,
             )
         self.tree.init_cache_linker(self.linker)
         self.memory.pool.register_layer_transfer_counter(self.linker.layer_done_counter)
@@ -207,17 +220,49 @@ class Worker:
         """Of each pool, the tensors of all layers."""
         return {str(name): entry.kv_buffer for name, entry in self.linker.pools.items()}
 
-    def fill(self, pool: str, slots: torch.Tensor, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+    def drawn(self, pool: str, slots: torch.Tensor, seed: int) -> list[torch.Tensor]:
+        """What `fill` writes into each of a pool's tensors."""
+        generator, made = torch.Generator().manual_seed(seed), []
         for buffer in self.buffers()[pool]:
-            rows = buffer[slots].view(torch.uint8)
-            rows.random_(0, 256, generator=generator)
-            buffer[slots] = rows.view(buffer.dtype)
+            rows = torch.empty((len(slots), *buffer.shape[1:]), dtype=buffer.dtype)
+            rows.view(torch.uint8).random_(0, 256, generator=generator)
+            made.append(rows.to(buffer.device))
+        return made
+
+    def fill(self, pool: str, slots: torch.Tensor, seed: int) -> None:
+        for buffer, rows in zip(self.buffers()[pool], self.drawn(pool, slots, seed), strict=True):
+            buffer[slots] = rows
+
+    def fill_late(self, places: dict[str, torch.Tensor], seed: int, stream: Any = None) -> None:
+        """As a forward pass fills them: on a GPU on a stream of its own, behind what takes a while,
+        and the scheduler runs ahead until it waits for all."""
+        drawn = {pool: self.drawn(pool, slots, seed) for pool, slots in places.items()}
+        with self.passing(stream):
+            for pool, slots in places.items():
+                for buffer, rows in zip(self.buffers()[pool], drawn[pool], strict=True):
+                    buffer[slots] = rows
+                    if self.forward_stream is not None:
+                        rows.record_stream(torch.cuda.current_stream())
+
+    def passing(self, stream: Any = None) -> Any:
+        if self.forward_stream is None:
+            return nullcontext()
+        stream = stream or self.forward_stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(BUSY)
+        return torch.cuda.stream(stream)
+
+    def wait(self) -> None:
+        """Until no pass runs."""
+        if self.forward_stream is not None:
+            torch.cuda.synchronize()
 
     def bytes_at(self, pool: str, slots: torch.Tensor) -> list[bytes]:
         """Of each page. A state has one slot, and so has a page's index."""
         each = 1 if pool in ("mamba", "indexer") else self.memory.page
-        rows = [buffer[slots].contiguous().view(torch.uint8) for buffer in self.buffers()[pool]]
+        there = [buffer[slots].contiguous() for buffer in self.buffers()[pool]]
+        rows = [row.view(torch.uint8).cpu() for row in there]
         pages = [row.view(len(slots) // each, -1) for row in rows]
         return [
             b"".join(row[page].numpy().tobytes() for row in pages)
@@ -225,8 +270,8 @@ class Worker:
         ]
 
     def compute(self, ids: list[int], seed: int = 0) -> dict[str, list[bytes]]:
-        """A prompt as if it had been prefilled, put into the tree, which has it offloaded. Returns
-        what each pool has of it, page by page."""
+        """A prompt as if it were being prefilled, put into the tree, which has it offloaded. What
+        each pool has of it in the end, page by page."""
         more = {}
         if self.has(ComponentType.SWA):
             slots = self.allocator.full_attn_allocator.alloc(len(ids))
@@ -238,10 +283,10 @@ class Worker:
         if self.has(ComponentType.MAMBA):
             places["mamba"] = more["mamba_value"] = self.memory.requests.mamba_allocator.alloc(1)
         places |= self.beside(places["kv"])
-        for name, there in places.items():
-            self.fill(name, there, seed)
-        key = RadixKey(array("q", ids))
-        self.tree.insert(InsertParams(key=key, value=places["kv"].clone(), **more))
+        key, value = RadixKey(array("q", ids)), places["kv"].clone()
+        self.fill_late(places, seed)
+        self.tree.insert(InsertParams(key=key, value=value, **more))
+        self.wait()
         return {name: self.bytes_at(name, there) for name, there in places.items()}
 
     def beside(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -45,12 +45,12 @@ class Copies:
         self._layers = layers
         self._counter = counter
         self._device = next(iter(pools.values()))[0].device
-        self._queue: queue.Queue[tuple[int, list[Copy], Any] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[int, list[Copy], Sequence[Any]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="refrain-loads", daemon=True)
         self._thread.start()
 
-    def begin(self, copies: list[Copy], after: Any) -> int:
-        """Copies after the event `after`, when whoever had the slots before has done with them."""
+    def begin(self, copies: list[Copy], after: Sequence[Any]) -> int:
+        """Copies after the events `after`, when whoever had the slots before has done with them."""
         index = self._counter.update_producer()
         self._queue.put((index, copies, after))
         return index
@@ -69,7 +69,8 @@ class Copies:
             while (batch := self._queue.get()) is not None:
                 index, copies, after = batch
                 try:
-                    after.synchronize()
+                    for event in after:
+                        event.synchronize()
                     self._copy(index, copies)
                 except Exception as error:
                     log.exception("pages that had landed could not be copied to the device")

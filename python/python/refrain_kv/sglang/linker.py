@@ -19,7 +19,6 @@ from sglang.srt.mem_cache.unified_cache.unified_cache_linker import (
     UnifiedCacheLinker,
 )
 from sglang.srt.runtime_context import get_parallel, get_serving
-from sglang.srt.utils import get_device_module
 
 from . import version
 from .copies import Copies, Copy
@@ -115,9 +114,9 @@ class RefrainLinker(UnifiedCacheLinker):
             return -1
         copies = [copy for of_one in self._queued.values() for copy in of_one]
         self._queued.clear()
-        ready = get_device_module().Event()
-        ready.record()
-        return self._copies.begin(copies, ready)
+        # A pass that was begun before may still have slots that are free by now, and the load's: it
+        # writes those of requests that have ended since, and reads those that windows have left.
+        return self._copies.begin(copies, self.record_offload_ready())
 
     def finish_layer_wise_loading(self, counter_index: int) -> bool:
         return self.layer_done_counter.finish(counter_index)
