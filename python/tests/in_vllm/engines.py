@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).parent
 #: Far longer than any step takes that does not hang.
 PATIENCE = 300.0
@@ -194,6 +196,12 @@ def counted(engine) -> dict:
         if key.startswith("vllm:refrain_"):
             found[key.removeprefix("vllm:refrain_")] = value
     return found
+
+
+def needs_gpus(ranks: int) -> None:
+    """Skips what has more ranks than GPUs are named."""
+    if GPU is not None and len(GPU.split(",")) < ranks:
+        pytest.skip(f"{ranks} GPUs are not named: REFRAIN_TEST_GPU=0,1")
 
 
 def until(holds, patience: float = 30.0) -> None:

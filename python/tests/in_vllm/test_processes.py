@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from engines import CHUNK, PROMPTS, WHOLE, reuses, same, until
+from engines import CHUNK, PROMPTS, WHOLE, needs_gpus, reuses, same, until
 
 SHAPES = [("llama", 1), ("llama", 2)]
 if os.environ.get("VLLM_TESTS") == "all":
@@ -14,6 +14,7 @@ if os.environ.get("VLLM_TESTS") == "all":
 
 @pytest.mark.parametrize(("model", "ranks"), SHAPES)
 def test_workers_load_what_workers_saved(engines, models, sidecar, model, ranks):
+    needs_gpus(ranks)
     engine = engines(processes=True)
     shape = {"tensor_parallel_size": ranks}
     engine.open(models / model, **shape)
