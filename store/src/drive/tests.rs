@@ -159,12 +159,13 @@ fn block_of(entry: &Entry) -> u64 {
 
 #[test]
 fn records_of_any_size_come_back_also_after_a_restart() {
-    for io_engine in [IoEngine::Uring, IoEngine::Blocking] {
+    for (io_engine, name) in [(IoEngine::Uring, "uring"), (IoEngine::Blocking, "blocking")] {
         for layout in [(1, 1000), (4, 4096), (61, 12_345), (8, 300_000)] {
             let layout = Layout::new(layout.0, layout.1).unwrap();
             let fixture = Fixture::new(io_engine, 4, layout);
             let (drive, found) = fixture.start();
             assert!(found.is_empty());
+            assert_eq!(drive.stats().io_engine, name);
             let stored: Vec<_> =
                 (0..12).map(|block| fixture.append(&drive, block).unwrap()).collect();
             for (block, stored) in (0..).zip(&stored) {
