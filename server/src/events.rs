@@ -24,7 +24,7 @@ pub enum Kind {
     Named,
 }
 
-/// Published under the lock of the index, so that a snapshot and what follows it fit together.
+/// Published under the lock of the index: what a watcher is told of later became so later.
 #[derive(Debug)]
 pub(crate) struct Events {
     /// Differs after every start.

@@ -3,7 +3,6 @@
 use crate::events::{Change, Kind};
 use crate::node::Node;
 use crate::place::NamespaceId;
-use crate::state::State;
 use refrain_index::chain::BlockKey;
 use refrain_proto::v1::{self, change, events_server};
 use std::pin::Pin;
@@ -42,16 +41,15 @@ type Sender = mpsc::Sender<Result<v1::Change, Status>>;
 
 /// Ends when nobody listens, or the listener fell behind and must start over.
 async fn watch(node: &Node, snapshot: bool, send: &Sender) {
-    // One lock over both: what is in the snapshot is in no later change.
-    let (mut changes, sequence, epoch, blocks) = {
+    let (mut changes, sequence, epoch) = {
         let state = node.state();
         let (changes, sequence) = state.events.subscribe();
-        let blocks = if snapshot { resident(&state, |_| true) } else { Vec::new() };
-        (changes, sequence, state.events.epoch, blocks)
+        (changes, sequence, state.events.epoch)
     };
     let message = |sequence, change| Ok(v1::Change { epoch, sequence, change: Some(change) });
     if snapshot {
-        if !send_stored(node, send, blocks, |stored| message(sequence, stored)).await {
+        let stored = |stored| message(sequence, stored);
+        if send_resident(node, send, |_| true, stored).await.is_none() {
             return;
         }
         let end = change::Change::SnapshotEnd(true);
@@ -70,15 +68,13 @@ async fn watch(node: &Node, snapshot: bool, send: &Sender) {
                     Kind::Stored => change::Change::Stored(names(node, namespace, &keys)),
                     Kind::Removed => change::Change::Removed(names(node, namespace, &keys)),
                     Kind::Named => {
-                        // As it is now: what came or went since is told again behind this.
-                        let blocks = resident(&node.state(), |of| of == namespace);
-                        let blocks =
-                            if blocks.is_empty() { vec![(namespace, None)] } else { blocks };
-                        if send_stored(node, send, blocks, |stored| message(sequence, stored)).await
-                        {
-                            continue;
+                        let stored = |stored| message(sequence, stored);
+                        match send_resident(node, send, |of| of == namespace, stored).await {
+                            None => return,
+                            // It stands there by itself.
+                            Some(0) => change::Change::Stored(names(node, namespace, &[])),
+                            Some(_) => continue,
                         }
-                        return;
                     }
                 };
                 message(sequence, change)
@@ -97,35 +93,35 @@ async fn watch(node: &Node, snapshot: bool, send: &Sender) {
     }
 }
 
-/// Blocks by their namespaces; a namespace that has none stands there by itself.
-type Resident = Vec<(NamespaceId, Option<BlockKey>)>;
-
-fn resident(state: &State, is_told: impl Fn(NamespaceId) -> bool) -> Resident {
-    let blocks = state.chain.iter().map(|(key, place, _)| (place.namespace, Some(key)));
-    blocks.filter(|(namespace, _)| is_told(*namespace)).collect()
-}
-
-/// Sends blocks as stored, those of one namespace and shard together; `false`: nobody listens.
-async fn send_stored(
+/// Sends all blocks of some namespaces as stored, those of one namespace and shard together, and says
+/// how many; `None`: nobody listens. Page by page, as lookups wait for the index meanwhile: what comes
+/// or goes while this runs is told of behind it, whether or not it is among these.
+async fn send_resident(
     node: &Node,
     send: &Sender,
-    mut blocks: Resident,
+    is_told: impl Fn(NamespaceId) -> bool,
     message: impl Fn(change::Change) -> Result<v1::Change, Status>,
-) -> bool {
-    let alike = |(namespace, key): &(NamespaceId, Option<BlockKey>)| {
-        (namespace.0, key.map(|key| key.shard))
-    };
-    blocks.sort_unstable_by_key(alike);
-    for run in blocks.chunk_by(|left, right| alike(left) == alike(right)) {
-        for run in run.chunks(SNAPSHOT_RUN) {
-            let keys: Vec<_> = run.iter().filter_map(|(_, key)| *key).collect();
-            let stored = change::Change::Stored(names(node, run[0].0, &keys));
-            if send.send(message(stored)).await.is_err() {
-                return false;
+) -> Option<usize> {
+    let pages = node.state().chain.pages();
+    let mut told = 0;
+    for page in 0..pages {
+        let mut blocks: Vec<_> = {
+            let state = node.state();
+            let blocks = state.chain.page(page).map(|(key, place)| (place.namespace, key));
+            blocks.filter(|(namespace, _)| is_told(*namespace)).collect()
+        };
+        let alike = |(namespace, key): &(NamespaceId, BlockKey)| (namespace.0, key.shard);
+        blocks.sort_unstable_by_key(alike);
+        for run in blocks.chunk_by(|left, right| alike(left) == alike(right)) {
+            for run in run.chunks(SNAPSHOT_RUN) {
+                let keys: Vec<_> = run.iter().map(|(_, key)| *key).collect();
+                let stored = change::Change::Stored(names(node, run[0].0, &keys));
+                send.send(message(stored)).await.ok()?;
             }
         }
+        told += blocks.len();
     }
-    true
+    Some(told)
 }
 
 fn names(node: &Node, namespace: NamespaceId, keys: &[BlockKey]) -> v1::BlockNames {

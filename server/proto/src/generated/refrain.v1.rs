@@ -3679,7 +3679,9 @@ pub mod events_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// A snapshot of what is resident, then every change. A gap in `sequence` means: start over.
+        /// A snapshot of what is resident, then every change from its beginning on: what came or went while it
+        /// was taken is told of behind it, whether or not the snapshot has it. A gap in `sequence` means: start
+        /// over.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -3722,7 +3724,9 @@ pub mod events_server {
             >
             + std::marker::Send
             + 'static;
-        /// A snapshot of what is resident, then every change. A gap in `sequence` means: start over.
+        /// A snapshot of what is resident, then every change from its beginning on: what came or went while it
+        /// was taken is told of behind it, whether or not the snapshot has it. A gap in `sequence` means: start
+        /// over.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
