@@ -306,6 +306,8 @@ pub(crate) struct Window<'a> {
     memory: Arc<Mapping>,
     /// Bytes of the segment that are in memory: whole pages.
     held: Range<u64>,
+    /// What could not be read in one piece.
+    broken: Range<u64>,
     page: Box<HeaderBytes>,
 }
 
@@ -313,7 +315,7 @@ impl<'a> Window<'a> {
     pub(crate) fn new(segment: &'a SegmentFile<'a>) -> Result<Self, ScanError> {
         let memory = Mapping::create("refrain-scan", WINDOW)
             .map_err(|source| ScanError::Memory { segment: segment.head.id, source })?;
-        Ok(Self { segment, memory, held: 0..0, page: Box::new([0; 4096]) })
+        Ok(Self { segment, memory, held: 0..0, broken: 0..0, page: Box::new([0; 4096]) })
     }
 
     /// The page at `offset`, with `ahead` what follows is read along; `None` where the file ends.
@@ -322,22 +324,33 @@ impl<'a> Window<'a> {
         offset: u64,
         ahead: bool,
     ) -> Result<Option<&HeaderBytes>, ScanError> {
-        let SegmentFile { file, head, available, .. } = *self.segment;
+        let SegmentFile { head, available, .. } = *self.segment;
         if end_within(offset, PAGE_SIZE, available).is_none() {
             return Ok(None);
         }
+        if !self.held.contains(&offset) && ahead && !self.broken.contains(&offset) {
+            let window = offset..offset + WINDOW.min(available - offset);
+            if self.hold(window.clone()).is_err() {
+                // One bad page among those that are read along is no matter to the others.
+                self.broken = window;
+            }
+        }
         if !self.held.contains(&offset) {
-            let wanted = if ahead { WINDOW } else { PAGE_SIZE };
-            let length = wanted.min(available - offset);
-            let region = self.memory.region(0, length).expect("at most a window");
-            region
-                .fill_with(|bytes| file.read_exact_at(bytes, offset))
+            self.hold(offset..offset + PAGE_SIZE)
                 .map_err(|source| ScanError::Read { segment: head.id, source })?;
-            self.held = offset..offset + length;
         }
         let region = self.memory.region(offset - self.held.start, PAGE_SIZE);
         self.page.copy_from_slice(region.expect("within a window").bytes());
         Ok(Some(&self.page))
+    }
+
+    fn hold(&mut self, wanted: Range<u64>) -> io::Result<()> {
+        self.held = 0..0;
+        let region = self.memory.region(0, wanted.end - wanted.start);
+        let read = |bytes: &mut [u8]| self.segment.file.read_exact_at(bytes, wanted.start);
+        region.expect("at most a window").fill_with(read)?;
+        self.held = wanted;
+        Ok(())
     }
 }
 

@@ -220,6 +220,20 @@ fn a_page_is_what_stands_at_its_offset_whatever_was_read_before() {
 }
 
 #[test]
+fn a_bad_page_in_a_payload_costs_no_record_and_is_come_upon_once() {
+    // 64 of them to a window.
+    let (mut memory, entries) = Memory::with_records(SEGMENT, 3 * PAGE_SIZE, 200);
+    let bad = entries[20].offset + HEADER_SIZE;
+    memory.broken = bad..bad + PAGE_SIZE;
+    let found = walk(&memory.segment(), RECORDS_START).unwrap();
+    assert_eq!(found.entries, entries);
+    let reads = memory.reads();
+    assert_eq!(reads.iter().filter(|read| read.contains(&bad)).count(), 1);
+    // A window fails, its headers are read one by one, and what is behind it in windows again.
+    assert_eq!(reads.len(), 1 + 64 + 3);
+}
+
+#[test]
 fn a_segment_that_cannot_be_read_is_an_error_of_its_own() {
     let (mut memory, _) = Memory::with_records(SEGMENT, 4096, 2);
     memory.broken = RECORDS_START..RECORDS_START + 1;

@@ -93,6 +93,7 @@ fn what_a_scan_has_found_is_made_durable_by_a_sync_of_its_segment() {
     let (media, syncs): (Vec<_>, Vec<_>) =
         (0..2).map(|_| channel()).map(|(sender, synced)| (Noted(sender), synced)).unzip();
     let opening = Opening::over(superblock, "over".into(), media, Durability::Group).unwrap();
+    assert_eq!(opening.store_id(), superblock.store_id);
     opening.sync(SegmentId(1)).unwrap();
     assert_eq!(syncs.iter().map(|it| it.try_iter().count()).collect::<Vec<_>>(), [0, 1]);
 }
