@@ -94,3 +94,15 @@ fn a_segment_that_was_cut_and_has_a_damaged_head_is_told_of_for_both() {
     let cut = SegmentProblem::Truncated { id: FIRST, found: offsets[2] };
     assert_eq!(opening.problems(), [cut, SegmentProblem::DamagedHead { id: FIRST }]);
 }
+
+#[test]
+fn one_damaged_copy_of_a_head_is_damage_and_two_are_a_problem_of_their_segment() {
+    let (fixture, _) = open_segment(1);
+    fixture.spoil(FIRST, &[0xff; 4096], SegmentHead::offset(Generation(0)));
+    let other = SegmentId(1);
+    fixture.spoil(other, &[0xff; 8192], 0);
+    let opening = fixture.open();
+    assert_eq!(opening.problems(), [SegmentProblem::DamagedHead { id: other }]);
+    assert_eq!(opening.examine(FIRST).unwrap().damage, [Damage::Head { segment: FIRST }]);
+    assert_eq!(opening.examine(other).unwrap().damage, []);
+}
