@@ -124,7 +124,7 @@ mod tests {
         let open = opening.outline(SegmentId(0), 200_000, &mut records.take(3), false).unwrap();
         assert!(full.len() > 3, "a segment takes as many as it holds");
         drop(opening);
-        let opening = Opening::open(&config).unwrap();
+        let mut opening = Opening::open(&config).unwrap();
         let (sealed, unsealed) =
             (opening.scan(SegmentId(1), 0).unwrap(), opening.scan(SegmentId(0), 0).unwrap());
         assert_eq!((sealed.entries, sealed.sealed), (full, true));
@@ -133,5 +133,9 @@ mod tests {
         assert!(opening.segments().iter().all(|head| head.generation == Generation(1)));
         let read = opening.read_record(SegmentId(0), &open[0]);
         assert!(read.unwrap_err().is_damage());
+        // A segment may be sealed without any.
+        assert_eq!(opening.outline(SegmentId(1), 1, &mut std::iter::empty(), true).unwrap(), []);
+        let empty = opening.scan(SegmentId(1), 0).unwrap();
+        assert!(empty.sealed && empty.entries.is_empty());
     }
 }

@@ -71,6 +71,24 @@ fn a_group_is_synced_when_its_oldest_record_has_waited_long_enough() {
 }
 
 #[test]
+fn a_group_waits_from_its_own_first_record_on_and_not_while_another_is_synced() {
+    let mut drive = Drive::new(2, Durability::Group, limits());
+    drive.filled(1);
+    drive.pass(Duration::from_secs(1));
+    let _stored = drive.append(RECORD);
+    assert_eq!(syncs(&drive.settle()), 0);
+    assert_eq!(drive.engine.deadline(), Some(drive.now + limits().group_interval));
+
+    let mut drive = Drive::new(2, Durability::Group, Limits { group_bytes: 1, ..limits() });
+    drive.filled(1);
+    let _stored = drive.append(RECORD);
+    let writes = drive.advance();
+    drive.finish_all(&writes);
+    assert_eq!(syncs(&drive.advance()), 1);
+    assert_eq!(drive.engine.deadline(), None);
+}
+
+#[test]
 fn a_sync_that_is_due_and_finds_no_room_waits_for_an_end_and_not_for_a_time() {
     let mut drive = Drive::new(2, Durability::Group, Limits { operations: 2, ..limits() });
     let stored = drive.filled(1)[0];
@@ -219,9 +237,13 @@ fn a_full_segment_gets_its_footer_when_all_of_it_is_promised_and_then_a_sync() {
     let seal = drive.advance();
     assert_eq!((writes_at(&seal, FOOTER), writes_at(&seal, TRAILER)), (1, 1));
     assert_eq!(syncs(&seal), 0);
+    // The memory of neither is given away before both are written.
+    let held = drive.arena.allocated_bytes();
     drive.finish(&seal[0]);
+    assert_eq!(drive.arena.allocated_bytes(), held);
     assert!(drive.advance().is_empty());
     drive.finish(&seal[1]);
+    assert!(drive.arena.allocated_bytes() < held);
     assert_eq!(drive.state(0), SegmentState::Open);
     let sync = drive.advance();
     assert_eq!((sync.len(), syncs(&sync)), (1, 1));
