@@ -18,7 +18,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins with all that is resident, then a `snapshot_end`.
+    /// Begins with all that is resident, then a `snapshot_end`. What comes or goes meanwhile is told of
+    /// behind that, whether or not it is among these.
     pub async fn open(address: Address, limit: Duration) -> Result<Self, ClientError> {
         let (deadline, place) = (Deadline::after(limit), Place::Here(address.clone()));
         let opening = deadline.bound(async {

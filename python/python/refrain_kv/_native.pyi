@@ -443,8 +443,8 @@ def forked() -> None:
 @final
 class Watch(_Closes):
     """Every change at one sidecar: all that is resident as `stored`, a `snapshot_end`, then what
-    comes and goes. Its errors are its end: changes were missed, or the sidecar has gone.
-    `deadline`, in seconds, is that of its beginning."""
+    came and went since the beginning: a block may be told of again. Its errors are its end: changes
+    were missed, or the sidecar has gone. `deadline`, in seconds, is that of its beginning."""
 
     def __init__(self, address: str | None = None, *, deadline: float = 5.0) -> None: ...
     def next(self, timeout: float | None = None) -> Change | None:
